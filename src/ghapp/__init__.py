@@ -1,0 +1,1 @@
+"""``ssh-agent`` for GitHub Apps."""

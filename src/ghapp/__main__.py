@@ -1,0 +1,6 @@
+"""``python -m ghapp``."""
+
+from ghapp.cli import main
+
+
+main()

@@ -1,0 +1,177 @@
+"""Start the daemon: from a clean environment, once, however many ask for it at the same time.
+
+Standard library only. Readiness is the starter process' end, not a sleep: `ghapp.daemon` forks, and the parent
+leaves when the sockets listen.
+"""
+
+import contextlib
+import fcntl
+import os
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from ghapp import client
+
+
+START_LIMIT = 20.0  # seconds; it takes 0.2 on an idle machine
+_RETRY = 0.02  # seconds between looks at a lock that another starter holds
+
+# What the daemon may see. Everything else stays out by construction: PYTHON*, LD_*, OPENSSL_CONF (loads code),
+# SSLKEYLOGFILE (writes session keys), GIT_*, tokens.
+_ALLOWED = frozenset(
+    {
+        "AWS_CONFIG_FILE",
+        "AWS_PROFILE",
+        "AWS_REGION",
+        "DBUS_SESSION_BUS_ADDRESS",
+        "DISPLAY",
+        "HOME",
+        "HTTPS_PROXY",
+        "LANG",
+        "LOGNAME",
+        "NO_PROXY",
+        "SSH_AUTH_SOCK",
+        "SSL_CERT_DIR",
+        "SSL_CERT_FILE",
+        "TMPDIR",
+        "USER",
+        "WAYLAND_DISPLAY",
+        "XAUTHORITY",
+        "https_proxy",
+        "no_proxy",
+    }
+)
+_ALLOWED_PREFIXES = ("GHAPP_", "LC_", "XDG_")
+_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
+
+
+def daemon_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the part of `environment` that a daemon gets."""
+    kept = {
+        name: value for name, value in environment.items() if name in _ALLOWED or name.startswith(_ALLOWED_PREFIXES)
+    }
+    bus = f"/run/user/{os.geteuid()}/bus"
+    if "DBUS_SESSION_BUS_ADDRESS" not in kept and Path(bus).exists():
+        kept["DBUS_SESSION_BUS_ADDRESS"] = f"unix:path={bus}"
+    return kept | {"PATH": _PATH}
+
+
+def interpreter() -> list[str]:
+    """Return this Python with flags under which neither the directory nor the environment adds to its imports.
+
+    ``-I`` where the package is the interpreter's own; ``-E -P`` elsewhere, because ``-I`` hides what
+    ``pip install --user`` installed.
+    """
+    package = str(Path(__file__).resolve().parent)
+    inside = package.startswith(str(Path(sys.prefix).resolve()) + os.sep)
+    return [sys.executable, *(["-I"] if inside else ["-E", "-P"])]
+
+
+def start(deadline: float = START_LIMIT) -> None:
+    """Run the daemon and return when it listens; raise OSError with the reason, and a hint on a second line."""
+    command = [*interpreter(), "-m", "ghapp.daemon", "--detach"]
+    try:
+        done = subprocess.run(  # noqa: S603  # our own interpreter and module
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            cwd="/",
+            env=daemon_environment(os.environ),
+            timeout=min(deadline, START_LIMIT),
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise OSError("the daemon did not start in time (E41)\nghapp daemon run shows why") from None
+    except OSError as error:
+        raise OSError(f"cannot start the daemon: {error.strerror} (E41)\nreinstall ghapp") from None
+    if done.returncode != 0:
+        raise OSError(done.stderr.decode(errors="replace").strip() or "the daemon did not start (E41)")
+
+
+def ensure(path: str, *, foreign: bool = False, deadline: float = START_LIMIT) -> None:
+    """Return when something of ours listens at `path`; raise OSError if that cannot be had within `deadline` seconds.
+
+    A hundred callers start one daemon: whoever holds the spawn lock starts it, the others wait for the socket.
+    `foreign` says that whoever listens there now is not ours.
+    """
+    end = time.monotonic() + deadline
+    make_runtime_dir(os.path.dirname(path))  # noqa: PTH120  # a string in, a string out
+    while True:
+        if not foreign and _listens(path):
+            return
+        with _spawn_lock(path) as mine:
+            if mine:
+                if foreign:
+                    end_foreign(path)
+                if not _listens(path):
+                    start(end - time.monotonic())
+                return
+        if time.monotonic() > end:
+            raise OSError("another process is starting the daemon and does not finish (E41)")
+        time.sleep(_RETRY * (0.5 + os.urandom(1)[0] / 256))  # apart from each other
+        foreign = False
+
+
+def make_runtime_dir(directory: str) -> None:
+    """Create the runtime directory 0700, or refuse one that is not ours alone; raise OSError.
+
+    Created with its mode, never changed after: there is no moment in which it is open.
+    """
+    with contextlib.suppress(FileExistsError):
+        try:
+            os.mkdir(directory, 0o700)  # noqa: PTH102  # the mode matters, and a string is what we have
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(directory), 0o700, exist_ok=True)  # noqa: PTH103,PTH120  # as above
+            os.mkdir(directory, 0o700)  # noqa: PTH102  # as above
+    status = os.lstat(directory)
+    if not stat.S_ISDIR(status.st_mode):
+        raise OSError(f"{directory} is not a directory (E43)\nremove it")
+    if status.st_uid != os.geteuid():
+        raise OSError(f"{directory} is not owned by you (E43)\nset GHAPP_RUNTIME_DIR to a directory of your own")
+    if status.st_mode & 0o077:
+        raise OSError(f"{directory} is open to others (E43)\nchmod 700 '{directory}'")
+
+
+def _listens(path: str) -> bool:
+    try:
+        client.connect(path, 1.0).close()
+    except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+        return False
+    except (BlockingIOError, ConnectionResetError, TimeoutError):
+        return True  # busy is not dead
+    except OSError:
+        return False
+    return True
+
+
+def end_foreign(path: str) -> None:
+    """End git's own cache daemon, born of a ``cache store`` on our path when nobody listened there.
+
+    Sent to a daemon of ours by mistake, this does nothing.
+    """
+    with contextlib.suppress(OSError):
+        connection = client.connect(path, 2.0)
+        try:
+            client.exchange(connection, b"action=exit\ntimeout=0\n")
+        finally:
+            connection.close()
+
+
+@contextlib.contextmanager
+def _spawn_lock(path: str) -> Iterator[bool]:
+    name = os.path.dirname(path) + "/spawn.lock"  # noqa: PTH120  # as above
+    descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)

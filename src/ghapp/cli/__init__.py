@@ -1,0 +1,84 @@
+"""The command line: ``ghapp``. Commands are imported when they are called, and only then."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from ghapp.cli.output import hint, say_error
+from ghapp.errors import GhappError, UsageError
+
+
+_COMMANDS = {
+    "app": "ghapp.cli.app:app",
+    "completion": "ghapp.cli.completion:completion",
+    "daemon": "ghapp.cli.daemon:daemon",
+    "installations": "ghapp.cli.installations:installations",
+    "leases": "ghapp.cli.leases:leases",
+    "setup-git": "ghapp.cli.setup_git:setup_git",
+    "status": "ghapp.cli.status:status",
+    "token": "ghapp.cli.token:token",
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name and imports the one that is called: --help of one costs one."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature
+        """Return the names, sorted."""
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # as above
+        """Return the command of that name."""
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, name = _COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+    epilog="Begin with: ghapp app add --app-id N --signer file:KEY.pem && ghapp setup-git",
+)
+@click.version_option(package_name="ghapp", message="%(prog)s %(version)s")
+def cli() -> None:
+    """ssh-agent for GitHub Apps: git on https://github.com as a bot.
+
+    A small daemon holds the app's private key, mints one-hour tokens and hands
+    them to git. It starts by itself when git first needs it.
+    """
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return the exit code: 0 done, 1 failed, 2 wrong usage."""
+    try:
+        result: Any = cli.main(arguments, prog_name="ghapp", standalone_mode=False)
+    except click.UsageError as error:
+        say_error(error.format_message())
+        hint(f"{error.ctx.command_path if error.ctx else 'ghapp'} --help")
+        return 2
+    except click.ClickException as error:
+        say_error(error.format_message())
+        return 1
+    except (click.Abort, KeyboardInterrupt):
+        say_error("interrupted; nothing more was changed")
+        return 130
+    except GhappError as error:
+        say_error(str(error))
+        hint(error.hint)
+        return 2 if isinstance(error, UsageError) else 1
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; a later flush must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    sys.exit(run())

@@ -1,0 +1,124 @@
+"""``ghapp daemon``."""
+
+import os
+import signal
+
+import click
+
+from ghapp import autostart, paths, process
+from ghapp import daemon as ghapp_daemon
+from ghapp.cli.daemon_client import ask, call_if_running
+from ghapp.cli.output import json_option, print_json, say
+from ghapp.cli.status import status
+from ghapp.errors import DaemonFailed, GhappError
+
+
+END_LIMIT = 15.0  # seconds: revoking may take 5, requests in flight 2
+
+
+@click.group()
+def daemon() -> None:
+    r"""Run, start, stop the daemon; git starts it by itself.
+
+    \b
+    Example:
+      ghapp daemon restart
+    """
+
+
+@daemon.command()
+def run() -> int:
+    r"""Run the daemon in the foreground, until Ctrl-C.
+
+    \b
+    Example:
+      ghapp daemon run
+    """
+    return ghapp_daemon.main([])
+
+
+@daemon.command()
+def start() -> None:
+    r"""Start the daemon and return when it listens.
+
+    \b
+    Example:
+      ghapp daemon start
+    """
+    running = process.lock_holder(paths.runtime_dir())
+    _start()
+    say("the daemon runs already" if running else "the daemon runs")
+
+
+@daemon.command()
+@click.option("--keep-tokens", is_flag=True, help="Leave the tokens to GitHub, which ends them within the hour.")
+def stop(*, keep_tokens: bool) -> None:
+    r"""Stop the daemon, revoke its tokens, and return when it is gone.
+
+    \b
+    Example:
+      ghapp daemon stop
+    """
+    if not _stop(revoke=not keep_tokens):
+        say("no daemon runs")
+
+
+@daemon.command()
+def restart() -> None:
+    r"""Stop the daemon without revoking tokens, and start it anew.
+
+    \b
+    Example:
+      ghapp daemon restart
+    """
+    _stop(revoke=False)
+    _start()
+    say("the daemon runs")
+
+
+@daemon.command(name="status")
+@json_option
+def daemon_status(*, as_json: bool) -> int:
+    r"""Show the daemon's state; exits 1 if none runs.
+
+    \b
+    Example:
+      ghapp daemon status --json
+    """
+    running = call_if_running("status") is not None
+    if as_json and not running:
+        print_json({"running": False})
+        return 1
+    click.get_current_context().invoke(status, as_json=as_json)
+    return 0 if running else 1
+
+
+def _start() -> None:
+    try:
+        autostart.ensure(paths.control_socket())
+    except OSError as error:
+        cause, _, hint = str(error.args[-1]).partition("\n")
+        raise DaemonFailed(cause.removesuffix(" (E41)"), hint=hint) from None
+
+
+def _stop(*, revoke: bool) -> bool:
+    """End the daemon and wait until its process is gone; tell whether there was one."""
+    holder = process.lock_holder(paths.runtime_dir())
+    try:
+        answer = ask("stop", revoke=revoke)
+    except GhappError:
+        answer = None  # it does not answer: the signal remains
+    if answer is not None:
+        result = answer["result"]
+        holder = result["pid"]
+        if result["revoked"]:
+            say(f"revoked {result['revoked']} tokens")
+        if result["not_revoked"]:
+            say(f"{result['not_revoked']} tokens could not be revoked; GitHub ends them within the hour")
+    if holder is None:
+        return False
+    if answer is None:
+        os.kill(holder, signal.SIGTERM)
+    if not process.wait_for_end(holder, END_LIMIT):
+        raise DaemonFailed(f"the daemon (pid {holder}) does not end", hint=f"kill -9 {holder}")
+    return True

@@ -1,0 +1,48 @@
+"""``ghapp status``."""
+
+from datetime import timedelta
+
+import click
+
+from ghapp.cli.daemon_client import call_if_running
+from ghapp.cli.output import json_option, print_json
+
+
+@click.command()
+@json_option
+def status(*, as_json: bool) -> None:
+    r"""Show what is going on.
+
+    Exits 0 also when no daemon runs: it starts by itself when git needs it.
+
+    \b
+    Example:
+      ghapp status --json
+    """
+    found = call_if_running("status") or {
+        "running": False,
+        "pid": None,
+        "version": None,
+        "uptime": 0,
+        "leases": 0,
+        "mints": 0,
+        "hits": 0,
+        "rss_bytes": 0,
+        "clock_offset": None,
+        "apps": [],
+    }
+    if as_json:
+        print_json(found)
+        return
+    if not found["running"]:
+        click.echo("no daemon runs; git starts it when needed, 'ghapp daemon start' now")
+        return
+    uptime = timedelta(seconds=int(found["uptime"]))
+    offset = found["clock_offset"]
+    click.echo(f"daemon   {found['version']}, pid {found['pid']}, up {uptime}, {found['rss_bytes'] / 1e6:.0f} MB")
+    click.echo(f"tokens   {found['leases']} live, {found['mints']} minted, {found['hits']} answered without minting")
+    click.echo(f"clock    {'not compared with GitHub yet' if offset is None else f'{offset:+.0f} s against GitHub'}")
+    for app in found["apps"]:
+        click.echo(f"app      {app['name']} on {app['host']}")
+    if not found["apps"]:
+        click.echo("app      none; ghapp app add --help")

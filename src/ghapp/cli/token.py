@@ -1,0 +1,82 @@
+"""``ghapp token``."""
+
+import subprocess
+
+import click
+
+from ghapp import config
+from ghapp.cli.daemon_client import call
+from ghapp.cli.output import json_option, print_json
+from ghapp.credential import Repository, normal_host, parse_repository
+from ghapp.errors import UsageError
+
+
+def parse_permissions(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """Turn ``contents=read`` into a map; a click callback."""
+    permissions = {}
+    for value in values:
+        name, equals, level = value.partition("=")
+        if not equals or not name or level not in {"read", "write", "admin"}:
+            raise click.BadParameter(f"{value!r} is not NAME=read, NAME=write or NAME=admin")
+        permissions[name] = level
+    return permissions
+
+
+def repository_of_origin() -> tuple[str, str]:
+    """Return host and OWNER/REPO of this checkout's remote `origin`. Raises `UsageError`."""
+    command = ("git", "config", "--get", "remote.origin.url")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # a fixed command
+    url = done.stdout.rstrip("\n")
+    scheme, separator, rest = url.partition("://")
+    host, _, path = rest.rpartition("@")[2].partition("/")
+    repository = parse_repository(path) if separator and scheme == "https" else None
+    if repository is None:
+        raise UsageError("name a repository: there is no remote 'origin' on https here", hint="ghapp token OWNER/REPO")
+    return normal_host(host), str(repository)
+
+
+@click.command()
+@click.argument("repositories", nargs=-1, metavar="[OWNER/REPO]...")
+@click.option(
+    "--permission",
+    "permissions",
+    multiple=True,
+    callback=parse_permissions,
+    metavar="K=V",
+    help="Only this, such as issues=write; may be repeated.",
+)
+@click.option("--read-only", is_flag=True, help="Read, where the installation grants write.")
+@click.option("--host", default=None, help="Where the repositories are; github.com.")
+@json_option
+def token(
+    *, repositories: tuple[str, ...], permissions: dict[str, str], read_only: bool, host: str | None, as_json: bool
+) -> None:
+    r"""Print a token for other tools than git.
+
+    It carries all that the installation grants on the named repositories
+    (without a name: that of the remote "origin"), and lives for an hour at most.
+
+    \b
+    Examples:
+      GH_TOKEN=$(ghapp token acme/rocket) gh pr list --repo acme/rocket
+      ghapp token acme/rocket --permission contents=read --json
+    """
+    names: list[str] = list(repositories)
+    if not names:
+        origin_host, name = repository_of_origin()
+        host, names = host or origin_host, [name]
+    for name in names:
+        parsed: Repository | None = parse_repository(name)
+        if parsed is None:
+            raise click.UsageError(f"{name!r} is not OWNER/REPO")
+    found = call(
+        "token",
+        repositories=names,
+        host=normal_host(host or config.GITHUB),
+        permissions=permissions or None,
+        read_only=read_only,
+    )
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(found["token"])

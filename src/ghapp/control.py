@@ -1,0 +1,71 @@
+"""control.sock: JSON-RPC 2.0, one object a line, for the command line; never git.
+
+No method takes code, a module's name or a path that the daemon would run.
+"""
+
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from ghapp.errors import GhappError
+from ghapp.listener import Connection
+
+
+MAX_LINE = 256 * 1024  # 500 repositories' names are 50 KiB
+GHAPP_ERROR = -32000
+_PARSE_ERROR, _INVALID_REQUEST, _UNKNOWN_METHOD, _INVALID_PARAMS, _INTERNAL = -32700, -32600, -32601, -32602, -32603
+
+Method = Callable[..., Awaitable[Any]]
+
+log = logging.getLogger(__name__)
+
+
+class ControlServer:
+    """Answers any number of requests a connection, in order."""
+
+    def __init__(self, methods: Mapping[str, Method]) -> None:
+        self._methods = methods
+
+    async def handle(self, connection: Connection) -> None:
+        """Serve one connection until the client closes it."""
+        while line := await connection.read_until(b"\n", MAX_LINE):
+            answer = await self.respond(line)
+            if answer is not None:
+                await connection.write(json.dumps(answer).encode() + b"\n")
+
+    async def respond(self, line: bytes) -> dict[str, Any] | None:
+        """Return the answer to one request, or None for a notification (JSON-RPC 2.0, 4.1)."""
+        try:
+            request = json.loads(line)
+        except (ValueError, RecursionError):
+            return _error(None, _PARSE_ERROR, "not JSON")
+        if not isinstance(request, dict) or request.get("jsonrpc") != "2.0":
+            return _error(None, _INVALID_REQUEST, "not a JSON-RPC 2.0 request")
+        answer = await self._call(request)
+        return answer if "id" in request else None
+
+    async def _call(self, request: dict[str, Any]) -> dict[str, Any]:
+        number, name, params = request.get("id"), request.get("method"), request.get("params", {})
+        method = self._methods.get(name) if isinstance(name, str) else None
+        if method is None:
+            return _error(number, _UNKNOWN_METHOD, "there is no such method")
+        if not isinstance(params, dict):
+            return _error(number, _INVALID_PARAMS, "params must be an object")
+        try:
+            result = await method(**params)
+        except GhappError as error:
+            data = {"code": error.code, "hint": error.hint}
+            return _error(number, GHAPP_ERROR, error.message, data)
+        except (TypeError, ValueError, KeyError) as error:
+            # The class alone: the text may repeat what was received.
+            log.error("method %s failed: %s", name, type(error).__name__)  # noqa: TRY400  # as said
+            return _error(number, _INVALID_PARAMS, "the parameters do not fit")
+        return {"jsonrpc": "2.0", "id": number, "result": result}
+
+
+def _error(number: object, code: int, message: str, data: object = None) -> dict[str, Any]:
+    error: dict[str, Any] = {"code": code, "message": message}
+    if data is not None:
+        error["data"] = data
+    return {"jsonrpc": "2.0", "id": number, "error": error}

@@ -1,0 +1,340 @@
+"""The daemon: wiring, life and death. The only process that sees a key or mints.
+
+It listens before httpx and cryptography are imported, which takes longer than all else together, and imports them
+while the first request waits for nothing else.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import importlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from ghapp import autostart, config, logs, paths, process
+from ghapp.broker import Broker, Clock
+from ghapp.clock import SystemClock
+from ghapp.config import Config
+from ghapp.control import ControlServer
+from ghapp.credential import Repository, parse_repository
+from ghapp.errors import GhappError, UsageError
+from ghapp.installation import ALL, Installation, permissions_of
+from ghapp.lease import Lease, token_sha256
+from ghapp.listener import Listener
+from ghapp.routing import App
+from ghapp.server import GitServer
+
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from ghapp.github import AppClient, GitHub
+
+log = logging.getLogger(__name__)
+
+GRACE = 2.0  # seconds for requests in flight when we are told to end
+SIGNING_THREADS = 4  # a signer that hangs must not take the threads that name resolution needs
+
+
+class Daemon:
+    """One daemon: its listeners, its broker, its configuration."""
+
+    def __init__(self, directory: str, clock: Clock) -> None:
+        self._clock = clock
+        self._started = clock.boot()
+        self._last_activity = self._started
+        self._config = Config()
+        self._broker = Broker(clock)
+        self._rim: dict[str, ModuleType] = {}
+        self._ready = asyncio.Event()
+        self._ending = asyncio.Event()
+        self._githubs: dict[str, GitHub] = {}
+        self._threads = ThreadPoolExecutor(SIGNING_THREADS, thread_name_prefix="signer")
+        git = GitServer(
+            self._broker,
+            hosts=lambda: {app.host for app in self._config.apps},
+            ready=self._wait_until_ready,
+            quit_on_error=lambda: self._config.quit_on_error,
+        )
+        control = ControlServer(
+            {
+                "installations": self._installations,
+                "leases": self._leases,
+                "reload": self._reload,
+                "status": self._status,
+                "stop": self._stop,
+                "token": self._token,
+                "verify_app": self._verify_app,
+            }
+        )
+        self._listeners = [
+            Listener(f"{directory}/git.sock", git.handle, on_activity=self._note_activity),
+            Listener(f"{directory}/control.sock", control.handle, on_activity=self._note_activity),
+        ]
+
+    async def run(self, report: Callable[[], None]) -> None:
+        """Serve until told to end; `report` is called when the sockets listen. Raises `GhappError` before that."""
+        self._config = config.load(config.config_file())
+        for listener in self._listeners:
+            listener.open()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._ending.set)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        report()
+        log.info("ghapp %s serves, pid %d", version("ghapp"), os.getpid())
+        imports = asyncio.create_task(self._import_rim())
+        self._watch_idleness()
+        await self._ending.wait()
+        await self._end(imports)
+
+    async def _end(self, imports: asyncio.Task[None]) -> None:
+        for listener in self._listeners:
+            listener.stop_accepting()
+        await asyncio.gather(*(listener.drain(GRACE) for listener in self._listeners))
+        imports.cancel()
+        await asyncio.gather(imports, return_exceptions=True)
+        for github in self._githubs.values():
+            await github.aclose()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        log.info("ended")
+
+    # -- the rim, imported late ----------------------------------------------------------------------------------
+
+    async def _import_rim(self) -> None:
+        names = ("ghapp.github", "ghapp.network", "ghapp.signers")
+        modules = await asyncio.to_thread(lambda: [importlib.import_module(name) for name in names])
+        self._rim = dict(zip(names, modules, strict=True))
+        self._configure_broker()
+        self._ready.set()
+
+    async def _wait_until_ready(self) -> None:
+        await self._ready.wait()
+
+    def _configure_broker(self) -> None:
+        """Give the broker an issuer for each app. An app that cannot be set up is left out, and says so in the log."""
+        issuers = []
+        for app in self._config.apps:
+            try:
+                issuers.append(self._issuer(app))
+            except GhappError as error:
+                log.error("app %s: %s", app.name, error)  # noqa: TRY400  # tracebacks are not logged
+        self._broker.configure(issuers)
+
+    def _issuer(self, app: App) -> "AppClient":
+        github_module, signers = self._rim["ghapp.github"], self._rim["ghapp.signers"]
+        issuer: AppClient = github_module.AppClient(
+            app,
+            signers.open_signer(app.keys[0]),
+            self._github(app.api),
+            self._threads,
+            key_ttl=self._config.key_ttl,
+        )
+        return issuer
+
+    def _github(self, api: str) -> "GitHub":
+        if api not in self._githubs:
+            network = self._rim["ghapp.network"].network_from(os.environ, self._config.network)
+            self._githubs[api] = self._rim["ghapp.github"].GitHub(api, network, self._clock)
+        return self._githubs[api]
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    def _note_activity(self) -> None:
+        self._last_activity = self._clock.boot()
+
+    def _watch_idleness(self) -> None:
+        """End when nothing was asked for the configured time; looked at when that time could be over, no earlier."""
+        limit = self._config.idle_timeout
+        if limit <= 0:
+            return
+        left = self._last_activity + limit - self._clock.boot()
+        if left <= 0 and not any(listener.connections for listener in self._listeners):
+            log.info("idle for %.0f s", limit)
+            self._ending.set()
+            return
+        asyncio.get_running_loop().call_later(max(left, 0.05), self._watch_idleness)
+
+    def _on_hangup(self) -> None:
+        """Read the configuration again and make sockets anew that are gone or somebody else's."""
+        for listener in self._listeners:
+            if not listener.is_in_place():
+                listener.stop_accepting()
+                try:
+                    process.free_path(listener.path)
+                    listener.open()
+                except (GhappError, OSError) as error:
+                    log.error("cannot listen: %s", error)  # noqa: TRY400  # as above
+        try:
+            self._read_config()
+        except GhappError as error:
+            log.error("the old configuration stays: %s", error)  # noqa: TRY400  # as above
+
+    def _read_config(self) -> None:
+        fresh = config.load(config.config_file())
+        if fresh.network != self._config.network:
+            self._githubs = {}
+        self._config = fresh
+        if self._ready.is_set():
+            self._configure_broker()
+        self._watch_idleness()
+
+    # -- methods of control.sock ---------------------------------------------------------------------------------
+
+    async def _status(self) -> dict[str, object]:
+        offsets = [github.clock_offset for github in self._githubs.values() if github.clock_offset is not None]
+        return {
+            "running": True,
+            "pid": os.getpid(),
+            "version": version("ghapp"),
+            "uptime": round(self._clock.boot() - self._started, 3),
+            "leases": len(self._broker.leases()),
+            "mints": self._broker.mints,
+            "hits": self._broker.hits,
+            "rss_bytes": process.resident_bytes(),
+            "clock_offset": offsets[0] if offsets else None,
+            "apps": [{"name": app.name, "host": app.host, "issuer": app.issuer} for app in self._config.apps],
+            "connections": sum(listener.connections for listener in self._listeners),
+            "connections_peak": max(listener.peak for listener in self._listeners),
+            "rejected": sum(listener.rejected for listener in self._listeners),
+            "timeouts": sum(listener.timeouts for listener in self._listeners),
+        }
+
+    async def _leases(self) -> list[dict[str, object]]:
+        return [self._describe(lease) | {"uses": uses} for lease, uses in self._broker.leases()]
+
+    def _describe(self, lease: Lease) -> dict[str, object]:
+        ends = self._clock.wall() + lease.remaining(self._clock.boot())
+        return {
+            "id": lease.id,
+            "app": lease.app,
+            "owner": lease.owner,
+            "repositories": "all" if lease.scope.repositories is ALL else list(lease.repositories or ()),
+            "permissions": dict(lease.permissions),
+            "expires_at": datetime.fromtimestamp(ends, tz=UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "token_sha256": token_sha256(lease.token),
+        }
+
+    async def _token(
+        self,
+        repositories: list[str],
+        host: str = config.GITHUB,
+        permissions: dict[str, str] | None = None,
+        read_only: bool = False,  # noqa: FBT001, FBT002  # JSON-RPC passes it by name
+    ) -> dict[str, object]:
+        await self._wait_until_ready()
+        named = [_repository(name) for name in repositories]
+        asked = permissions_of(permissions) if permissions else None
+        lease = await self._broker.token(host, named, asked, read_only=read_only)
+        described = self._describe(lease)
+        return {"token": lease.token} | {key: described[key] for key in ("expires_at", "permissions", "repositories")}
+
+    async def _installations(self) -> list[dict[str, object]]:
+        """Ask GitHub afresh; the list is what `setup-git` writes sections for."""
+        await self._wait_until_ready()
+        found = []
+        for app in self._config.apps:
+            for installation in await self._issuer(app).list_installations():
+                if app.serves(app.host, installation.account):
+                    found += [{"app": app.name, "host": app.host} | _describe_installation(installation)]
+        return found
+
+    async def _verify_app(
+        self, host: str, api: str, signer: str, client_id: str = "", app_id: int | None = None
+    ) -> dict[str, object]:
+        """Ask GitHub whether id and key belong together, without changing anything."""
+        await self._wait_until_ready()
+        app = App("app", host, api, client_id or str(app_id), (signer,), client_id=client_id, app_id=app_id)
+        issuer = self._issuer(app)
+        body = await issuer.get_app()
+        return {
+            "app_id": body["id"],
+            "client_id": body.get("client_id") or "",
+            "slug": body.get("slug") or "",
+            "name": body["name"],
+            "html_url": body.get("html_url") or "",
+            "fingerprint": await issuer.fingerprint(),
+            "installations": [_describe_installation(entry) for entry in await issuer.list_installations()],
+        }
+
+    async def _reload(self) -> None:
+        self._read_config()
+
+    async def _stop(self, revoke: bool = True) -> dict[str, int]:  # noqa: FBT001, FBT002  # as above
+        """End after answering; the tokens we gave out end too, unless another daemon is to follow."""
+        dead, alive = await self._broker.revoke_all() if revoke else (0, 0)
+        asyncio.get_running_loop().call_soon(self._ending.set)
+        return {"pid": os.getpid(), "revoked": dead, "not_revoked": alive}
+
+
+def _describe_installation(installation: Installation) -> dict[str, object]:
+    return {
+        "id": installation.id,
+        "account": installation.account,
+        "permissions": dict(installation.permissions),
+        "repository_selection": installation.repository_selection,
+        "suspended": installation.suspended,
+        "html_url": installation.html_url,
+    }
+
+
+def _repository(name: str) -> Repository:
+    repository = parse_repository(name)
+    if repository is None:
+        raise UsageError(f"{name!r} is not OWNER/REPO")
+    return repository
+
+
+def serve(directory: str, report: Callable[[str], None]) -> int:
+    """Take the lock and serve; `report` hears "" once the sockets listen, or why they cannot."""
+    try:
+        autostart.make_runtime_dir(directory)
+        lock = process.take_lock(directory)
+        if lock is None:
+            report("")  # another daemon serves, which is all that a starter wants
+            return 0
+        for name in ("git.sock", "control.sock"):
+            process.free_path(f"{directory}/{name}")
+        asyncio.run(Daemon(directory, SystemClock()).run(lambda: report("")))
+    except GhappError as error:
+        report(f"{error}\n{error.hint}")
+        return 1
+    except OSError as error:
+        report(str(error.args[-1]) if len(error.args) == 1 else f"cannot start in {directory}: {error.strerror}")
+        return 1
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the daemon: detached for `ghapp.autostart`, or in the foreground."""
+    parser = argparse.ArgumentParser(prog="ghapp.daemon")
+    parser.add_argument("--detach", action="store_true")
+    detached = parser.parse_args(arguments).detach
+    process.sanitise_descriptors()
+    process.harden()
+    report: Callable[[str], None] = process.detach() if detached else _report_in_the_foreground
+    logs.configure(config.state_dir() if detached else None)
+    directory = paths.runtime_dir()
+    code = serve(directory, report)
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
+    return code
+
+
+def _report_in_the_foreground(problem: str) -> None:
+    if problem:
+        error, _, hint = problem.partition("\n")
+        sys.stderr.write(f"ghapp: error: {error}\n")
+        if hint:
+            sys.stderr.write(f"ghapp: hint: {hint}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

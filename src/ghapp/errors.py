@@ -1,0 +1,200 @@
+"""Every failure ghapp can name, as one tree.
+
+    GhappError                          never raised itself
+    ├── UsageError            E01       the command line or a request to the daemon is wrong
+    ├── Declined                        ours by owner, but no token can exist: git goes on to the next helper
+    │   ├── NotInstalled      E24       no app is installed on that owner (told to people, never to git)
+    │   ├── NotSelected       E20       the installation does not include that repository
+    │   ├── Suspended         E23       the installation is suspended
+    │   ├── PermissionMissing E25       the installation was not granted a permission
+    │   ├── PathMissing       E17       git did not say which repository
+    │   └── ForeignUser       E19       the request names another username
+    └── Failed                          ours, but failed now: git stops instead of prompting
+        ├── NetworkFailed     E11       name resolution, connection, time-out
+        ├── ProxyFailed       E16       the proxy refused or cannot be reached
+        ├── TlsFailed         E14       the certificate does not prove the host
+        ├── NotTheApi         E15       somebody else answered: a captive portal, a redirect elsewhere
+        ├── ClockRejected     E21       GitHub rejected the JWT's times, and correcting them did not help
+        ├── AppRejected       E22       GitHub does not accept this app id or key
+        ├── Forbidden         E18       a 403 of its own kind, such as an IP allow list
+        ├── RateLimited       E26       GitHub asked us to wait
+        ├── GitHubFailing     E27       a 5xx
+        ├── BadAnswer         E28       an answer we cannot use, or a token wider than we asked for
+        ├── KeyUnavailable    E36       the signer cannot give a signature
+        ├── DaemonFailed      E41       the daemon cannot be started or reached
+        ├── RuntimeDirectoryRefused E43 the runtime directory, or what lies on a socket's path, is not safe to use
+        ├── ConfigError       E51       the configuration cannot be used
+        └── GitConfigFailed   E52       git's configuration cannot be read or written
+
+Messages follow one form: lower case, no final period, what failed and on what. A hint is the next command or link.
+Codes are stable and listed in SECURITY.md.
+"""
+
+
+class GhappError(Exception):
+    """A failure with a stable code, a cause, and what to do next."""
+
+    code = "E00"
+    stops_git = True
+    """Whether git must stop (``quit=1``) instead of asking the next helper or the person at the terminal."""
+    remember = 3.0
+    """Seconds for which the same request is answered with the same error, without asking GitHub again.
+
+    git asks twice (the C client, then ours), and a hundred submodules ask at once.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.code})"
+
+
+class UsageError(GhappError):
+    """What was asked for makes no sense."""
+
+    code = "E01"
+
+
+class Declined(GhappError):
+    """No token can exist for this request; whoever is next may have a credential."""
+
+    stops_git = False
+    remember = 30.0  # a person who mends it on GitHub's page comes back about then
+
+
+class NotInstalled(Declined):
+    """No configured app is installed on that owner."""
+
+    code = "E24"
+
+
+class NotSelected(Declined):
+    """The app is installed on the owner, but not on that repository."""
+
+    code = "E20"
+
+
+class Suspended(Declined):
+    """The installation is suspended."""
+
+    code = "E23"
+
+
+class PermissionMissing(Declined):
+    """The installation was not granted a permission that is needed."""
+
+    code = "E25"
+
+
+class PathMissing(Declined):
+    """git did not say which repository it asks for."""
+
+    code = "E17"
+
+
+class ForeignUser(Declined):
+    """The request names a username that is not ours."""
+
+    code = "E19"
+
+
+class Failed(GhappError):
+    """We are responsible for this request and could not serve it now."""
+
+
+class NetworkFailed(Failed):
+    """GitHub could not be reached: no address, no connection, no answer in time."""
+
+    code = "E11"
+
+
+class ProxyFailed(Failed):
+    """The configured proxy refused, or does not answer."""
+
+    code = "E16"
+
+
+class TlsFailed(Failed):
+    """The certificate shown does not prove the host."""
+
+    code = "E14"
+
+
+class NotTheApi(Failed):
+    """Something that is not GitHub's API answered."""
+
+    code = "E15"
+
+
+class ClockRejected(Failed):
+    """GitHub rejected the times in the JWT."""
+
+    code = "E21"
+
+
+class AppRejected(Failed):
+    """GitHub does not accept the app's id or key."""
+
+    code = "E22"
+    remember = 60.0  # GitHub locks everyone out after several wrong credentials, valid ones included
+
+
+class Forbidden(Failed):
+    """GitHub refuses for a reason of its own, given in its words."""
+
+    code = "E18"
+
+
+class RateLimited(Failed):
+    """GitHub asked us to wait that many seconds."""
+
+    code = "E26"
+
+    def __init__(self, message: str, *, wait: float, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.remember = wait
+
+
+class GitHubFailing(Failed):
+    """GitHub answered with a 5xx."""
+
+    code = "E27"
+
+
+class BadAnswer(Failed):
+    """An answer that cannot be used."""
+
+    code = "E28"
+
+
+class KeyUnavailable(Failed):
+    """The signer could not be opened or did not sign."""
+
+    code = "E36"
+
+
+class DaemonFailed(Failed):
+    """The daemon cannot be started or reached."""
+
+    code = "E41"
+
+
+class RuntimeDirectoryRefused(Failed):
+    """The runtime directory, or what lies on a socket's path there, is not safe to use."""
+
+    code = "E43"
+
+
+class ConfigError(Failed):
+    """The configuration cannot be used."""
+
+    code = "E51"
+
+
+class GitConfigFailed(Failed):
+    """git's configuration cannot be read or written."""
+
+    code = "E52"

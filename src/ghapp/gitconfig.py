@@ -1,0 +1,507 @@
+"""git's configuration: the file we own, and the one section of ours in a file of the user's.
+
+git applies ``credential.*`` in file order, so ours must stand last. Every line that we put into a file of the
+user's ends in `MARK`: what git or a person adds among them lacks it, and stays when ours go.
+
+Texts and bytes are computed by pure functions (`render`, `append_block`, `remove_block`); only `apply` and
+`write_owned` write. Stdlib and `git` only.
+"""
+
+import contextlib
+import difflib
+import enum
+import os
+import re
+import stat
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from ghapp.errors import GitConfigFailed
+
+
+HELPER = "git-credential-ghapp"
+
+MARK = b"# ghapp setup-git"
+NEWLINE_ADDED = b"line break added"
+FILE_CREATED = b"file created"
+
+LOCK_PATIENCE = 1.0  # seconds; git holds its lock for milliseconds, and itself would not wait at all
+LOCK_RETRY = 0.05
+
+GIT_SECONDS = 10.0  # git answers in milliseconds; a home directory on a dead network drive never
+
+OWNED_HEAD = """\
+# Written by "ghapp setup-git" and rewritten whole: changes made here are lost.
+"""
+
+Edit = Callable[[bytes | None], bytes | None]
+"""What becomes of a file's bytes; `None` is a file that does not exist."""
+
+
+class Scope(enum.Enum):
+    """Whose git commands are configured, in git's words."""
+
+    GLOBAL = "global"
+    SYSTEM = "system"
+    LOCAL = "local"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One file as it is and as it will be: to be shown, then applied, or only shown."""
+
+    path: Path
+    before: bytes | None
+    after: bytes | None
+    edit: Edit | None = field(default=None, repr=False, compare=False)
+    """For a file of the user's: run again under the lock, on what is there then. `None`: the file is ours."""
+    new_mode: int | None = None
+    """The mode of a file that does not exist yet; `None` leaves it to the umask, as git does."""
+
+    @property
+    def is_needed(self) -> bool:
+        """Tell whether there is anything to do."""
+        return self.before != self.after
+
+    def diff(self) -> str:
+        """Show the change as a unified diff; empty when nothing changes."""
+        before, after = (os.fsdecode(side or b"").splitlines() for side in (self.before, self.after))
+        old, new = ("/dev/null" if side is None else str(self.path) for side in (self.before, self.after))
+        return "\n".join(difflib.unified_diff(before, after, old, new, lineterm=""))
+
+
+# What we write
+
+
+def render(
+    owners: Iterable[tuple[str, str]],
+    helper: Path,
+    *,
+    all_owners_of: Iterable[str] = (),
+) -> str:
+    """Render the file we own: a section for each (host, owner), one alone for a host in `all_owners_of`.
+
+    Equal arguments in any order give equal text. A helper that will be gone tomorrow is refused.
+    """
+    if is_throw_away(str(helper)):
+        raise GitConfigFailed(f"{helper} lies in a throw-away cache", hint="uv tool install ghapp")
+    hosts = {_checked("host", host.lower(), r"[a-z0-9.-]+(:[0-9]+)?") for host in all_owners_of}
+    urls = {f"https://{host}" for host in hosts}
+    for host, owner in owners:
+        _checked("host", host.lower(), r"[a-z0-9.-]+(:[0-9]+)?")
+        _checked("owner", owner, r"[A-Za-z0-9_.-]+")
+        if host.lower() not in hosts:
+            # git compares paths case-sensitively; people type a login either way.
+            urls |= {f"https://{host.lower()}/{login}" for login in (owner, owner.lower())}
+    command = _quoted(_escaped_for_sh(str(helper)))
+    return OWNED_HEAD + "".join(
+        f'\n[credential "{url}"]\n'
+        "\thelper =\n"  # resets: no other helper is asked, or gets our token to store
+        f"\thelper = {command}\n"
+        "\tuseHttpPath = true\n"
+        "\tusername = x-access-token\n"
+        for url in sorted(urls)
+    )
+
+
+def append_block(before: bytes | None, text: str) -> bytes:
+    """Put `text` as our only block at the end of a file; the same bytes when it stands there already."""
+    block = [
+        os.fsencode(line) + b" " + MARK + b"\n"
+        for line in text.split("\n")
+        if line.strip() and not line.startswith("#")
+    ]
+    if before is not None and _is_last(before.splitlines(keepends=True), block):
+        return before
+    rest, found = _take_out(before or b"")
+    notes = []
+    if rest and not rest.endswith(b"\n"):
+        notes.append(NEWLINE_ADDED)
+        rest += b"\n"
+    if before is None or FILE_CREATED in found:
+        notes.append(FILE_CREATED)
+    # A comment first: should the line above end in a backslash, git joins this one to it, and ignores it.
+    about = b"# keep last; undo with: ghapp setup-git --undo"
+    if notes:
+        about += b" (" + b", ".join(notes) + b")"
+    return rest + about + b" " + MARK + b"\n" + b"".join(block)
+
+
+def remove_block(before: bytes | None) -> bytes | None:
+    """Take out what `append_block` put in; `None` when that leaves nothing of a file that we created."""
+    if before is None:
+        return None
+    rest, found = _take_out(before)
+    return None if FILE_CREATED in found and not rest.strip() else rest
+
+
+def include(owned: Path) -> str:
+    """Render the section that includes the file we own."""
+    return f"[include]\n\tpath = {_quoted(str(owned))}\n"
+
+
+def _take_out(before: bytes) -> tuple[bytes, set[bytes]]:
+    """Split a file into what is not ours and the notes on our markers."""
+    kept: list[bytes] = []
+    notes: set[bytes] = set()
+    header: tuple[int, bytes] | None = None
+    newline_is_ours = False
+    for line in before.splitlines(keepends=True):
+        start = line.lstrip()
+        if _is_ours(line):
+            if start.startswith(b"["):
+                header = (len(kept), line)
+            if start.startswith(b"#"):
+                notes |= {note for note in (NEWLINE_ADDED, FILE_CREATED) if note in line}
+                newline_is_ours = NEWLINE_ADDED in line and bool(kept)
+            continue
+        if start.startswith(b"["):
+            header = None
+        elif header and start and not start.startswith((b"#", b";")):
+            # `git config --add include.path …` adds to the last such section, ours: its header has to stay.
+            kept.insert(header[0], header[1].replace(b" " + MARK, b""))
+            header = None
+        kept.append(line)
+        newline_is_ours = False
+    if newline_is_ours:
+        kept[-1] = kept[-1].removesuffix(b"\n")
+    return b"".join(kept), notes
+
+
+def _is_last(lines: list[bytes], block: list[bytes]) -> bool:
+    """Tell whether our marker and exactly `block` come last in a file, and ours stand nowhere else."""
+    ours = [number for number, line in enumerate(lines) if _is_ours(line)]
+    if not ours:
+        return False
+    marker, last = ours[0], ours[-1]
+    behind = (line.lstrip() for line in lines[last + 1 :])
+    return lines[marker + 1 : last + 1] == block and all(not line or line.startswith((b"#", b";")) for line in behind)
+
+
+def _is_ours(line: bytes) -> bool:
+    return line.rstrip(b"\r\n").endswith(b" " + MARK)
+
+
+def _escaped_for_sh(path: str) -> str:
+    """Escape with backslashes: only what starts with a slash is a path to git, so nothing in quotes."""
+    return re.sub(r"([^A-Za-z0-9_/.@%+=:,\x80-\U0010ffff-])", r"\\\1", path)
+
+
+def _quoted(value: str) -> str:
+    """Quote a value for git's syntax where it needs that."""
+    if re.search(r"[\x00-\x1f\x7f]", value):
+        raise GitConfigFailed(f"the path {value!r} holds a control character", hint="use another directory")
+    if not re.search(r'["\\#;]|^\s|\s$', value):
+        return value
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _checked(what: str, value: str, pattern: str) -> str:
+    """Refuse what would end the quoted name of a section, and whatever GitHub would not call that."""
+    if not re.fullmatch(pattern, value):
+        raise GitConfigFailed(f"{value!r} cannot be the name of a GitHub {what}")
+    return value
+
+
+# Which files
+
+
+def user_file(scope: Scope, env: Mapping[str, str], cwd: Path) -> Path:
+    """Find the file that ``git config --SCOPE`` would write."""
+    if scope is Scope.GLOBAL:
+        files = _global_files(env, cwd)
+        return next((file for file in files if os.access(file, os.F_OK)), files[0])
+    if scope is Scope.SYSTEM:
+        return cwd / _system_file(env, cwd)
+    answer = _git("rev-parse", "--git-path", "config", env=env, cwd=cwd)
+    if answer.returncode != 0:
+        reason = _first_line(answer.stderr) or "run it inside a repository"
+        raise GitConfigFailed(f"no repository at {cwd}", hint=reason)
+    return cwd / _first_line(answer.stdout)
+
+
+def _global_files(env: Mapping[str, str], cwd: Path) -> list[Path]:
+    """List the files that git reads as the user's: the one it would create first."""
+    named = env.get("GIT_CONFIG_GLOBAL")
+    if named is not None:
+        if not named:
+            raise GitConfigFailed("GIT_CONFIG_GLOBAL is empty: git reads no file", hint="unset GIT_CONFIG_GLOBAL")
+        return [cwd / named]
+    home = env.get("HOME")
+    if not home:
+        raise GitConfigFailed("HOME is not set", hint="name a file in GIT_CONFIG_GLOBAL")
+    xdg = env.get("XDG_CONFIG_HOME") or Path(home) / ".config"
+    return [Path(home) / ".gitconfig", Path(xdg) / "git" / "config"]
+
+
+def _system_file(env: Mapping[str, str], cwd: Path) -> str:
+    env = {name: value for name, value in env.items() if name != "GIT_CONFIG_NOSYSTEM"}
+    answer = _git("var", "GIT_CONFIG_SYSTEM", env=env, cwd=cwd)
+    if answer.returncode != 0:
+        # git before 2.40 tells where the file is only to an editor, but also when there is none yet.
+        answer = _git("config", "--system", "--edit", env=env | {"GIT_EDITOR": "echo"}, cwd=cwd)
+    return _first_line(answer.stdout) or "/etc/gitconfig"
+
+
+def _git(*arguments: str, env: Mapping[str, str], cwd: Path) -> subprocess.CompletedProcess[bytes]:
+    try:
+        return subprocess.run(  # noqa: S603  # git, with arguments that stand in this file
+            ["git", *arguments],  # noqa: S607  # the user's git, wherever it is
+            env=env,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=GIT_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        raise GitConfigFailed(f"git cannot be run: {exc}", hint="git --version") from exc
+
+
+def _first_line(output: bytes) -> str:
+    return os.fsdecode(output).partition("\n")[0]
+
+
+# What to do
+
+
+def setup(
+    scope: Scope,
+    text: str,
+    owned: Path,
+    *,
+    env: Mapping[str, str],
+    cwd: Path,
+) -> list[Change]:
+    """Plan to put `text` (see `render`) to use, in the order to apply it.
+
+    The system's file gets it inline: an include that others cannot read breaks every git command of theirs.
+    """
+    path = user_file(scope, env, cwd)
+    if scope is Scope.SYSTEM:
+        return [_edited(path, lambda before: append_block(before, text), new_mode=0o644)]
+    section = include(owned)
+    return [
+        Change(owned, _read(owned), os.fsencode(text)),
+        _edited(path, lambda before: append_block(before, section)),
+    ]
+
+
+def undo(
+    scope: Scope,
+    owned: Path,
+    *,
+    env: Mapping[str, str],
+    cwd: Path,
+    keep_owned: bool = False,
+) -> list[Change]:
+    """Plan to take everything out again; `keep_owned` when another scope still includes the file."""
+    # The user's file may have been the other one when we wrote: ~/.gitconfig wins as soon as it exists.
+    paths = _global_files(env, cwd) if scope is Scope.GLOBAL else [user_file(scope, env, cwd)]
+    # /dev/null holds nothing of ours, nor does a directory that we may not enter.
+    files = filter(os.path.isfile, paths)
+    changes = [_edited(path, remove_block) for path in files]
+    if scope is not Scope.SYSTEM and not keep_owned:
+        changes.append(Change(owned, _read(owned), None))
+    return [change for change in changes if change.is_needed]
+
+
+def apply(change: Change, *, patience: float = LOCK_PATIENCE) -> bool:
+    """Make the change and tell whether there was anything to do; a file is changed whole or not at all.
+
+    A file of the user's is read again under git's lock; `patience` is for who holds that, in seconds.
+    """
+    if change.edit is None:
+        if change.after is None:
+            return _delete(change.path)
+        return _write_owned(change.path, change.after)
+    target = Path(os.path.realpath(change.path))  # the link stays and its target is replaced, as by git
+    before = _read(target)
+    if change.edit(before) == before:
+        return False
+    with _told_as("write", target):
+        _refuse_unwritable(target)
+        return _edit_under_lock(target, change.edit, new_mode=change.new_mode, patience=patience)
+
+
+def write_owned(path: Path, text: str) -> bool:
+    """Write a file of ours whole, and tell whether it was different."""
+    return _write_owned(path, os.fsencode(text))
+
+
+def _write_owned(path: Path, data: bytes) -> bool:
+    path = Path(os.path.realpath(path))
+    if _read(path) == data:
+        return False
+    with _told_as("write", path):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                os.fchmod(file.fileno(), 0o644)
+                _write_through(file, data)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_directory(path.parent)
+    return True
+
+
+def _edited(path: Path, edit: Edit, *, new_mode: int | None = None) -> Change:
+    before = _read(path)
+    return Change(path, before, edit(before), edit, new_mode)
+
+
+def _edit_under_lock(target: Path, edit: Edit, *, new_mode: int | None, patience: float) -> bool:
+    lock = target.with_name(target.name + ".lock")
+    descriptor = _take_lock(lock, target, patience)
+    held = True
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            before = _read(target)
+            after = edit(before)
+            if after == before:
+                return False
+            if after is None:
+                target.unlink()
+            else:
+                _take_after(target, file.fileno(), new_mode)
+                _write_through(file, after)
+                lock.replace(target)
+                held = False
+    finally:
+        if held:
+            lock.unlink(missing_ok=True)
+    _sync_directory(target.parent)
+    return True
+
+
+def _take_lock(lock: Path, target: Path, patience: float) -> int:
+    give_up = time.monotonic() + patience
+    while True:
+        try:
+            return os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        except FileExistsError as exc:
+            if time.monotonic() >= give_up:
+                message = f"another process is editing {target}"
+                raise GitConfigFailed(message, hint=f"remove {lock} if no git is running") from exc
+        time.sleep(LOCK_RETRY)
+
+
+def _take_after(target: Path, descriptor: int, new_mode: int | None) -> None:
+    """Give the new file the old one's owner and mode."""
+    try:
+        old = target.stat()
+    except FileNotFoundError:
+        if new_mode is not None:
+            os.fchmod(descriptor, new_mode)
+        return
+    new = os.fstat(descriptor)
+    if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
+        try:
+            os.fchown(descriptor, old.st_uid, old.st_gid)
+        except PermissionError:
+            if old.st_uid != new.st_uid:  # a group that we are not in is lost, as with git; an owner never
+                raise
+    os.fchmod(descriptor, stat.S_IMODE(old.st_mode))
+
+
+def _refuse_unwritable(target: Path) -> None:
+    """Refuse what a rename would replace, but an editor could not write."""
+    try:
+        status = target.stat()
+    except FileNotFoundError:
+        return
+    if status.st_uid != os.geteuid() != 0:
+        raise GitConfigFailed(f"{target} belongs to user {status.st_uid}", hint=f"ls -l {target}")
+    if not status.st_mode & 0o222:
+        raise GitConfigFailed(
+            f"{target} is read-only", hint=f"chmod u+w {target}, or let what generates it add our lines"
+        )
+
+
+def _read(path: Path) -> bytes | None:
+    with _told_as("read", path):
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            return None
+        if not stat.S_ISREG(status.st_mode):
+            raise GitConfigFailed(f"{path} is not a regular file", hint=f"ls -l {path}")
+        return path.read_bytes()
+
+
+def _delete(path: Path) -> bool:
+    with _told_as("delete", path):
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+
+def _write_through(file: BinaryIO, data: bytes) -> None:
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _told_as(verb: str, path: Path) -> Iterator[None]:
+    """Translate what the system refuses into our error."""
+    try:
+        yield
+    except OSError as exc:
+        raise GitConfigFailed(f"cannot {verb} {path}: {exc.strerror}", hint=f"ls -ld {path.parent}") from exc
+
+
+# The helper
+
+
+def installed_helper(argv0: str | None = None, directories: Iterable[str] | None = None) -> Path:
+    """Find the script that git is to run: beside the `ghapp` that runs now, else where scripts are installed.
+
+    Links of pipx and uv are kept: they outlive an upgrade, what they point to may not.
+    """
+    running = Path(sys.argv[0] if argv0 is None else argv0)
+    if directories is None:
+        user = sysconfig.get_preferred_scheme("user")
+        directories = (sysconfig.get_path("scripts"), sysconfig.get_path("scripts", user))
+    candidates = [Path(directory) / HELPER for directory in directories]
+    if running.name == "ghapp":
+        candidates.insert(0, running.absolute().with_name(HELPER))
+    for candidate in candidates:
+        if candidate.is_file() and os.access(candidate, os.X_OK):
+            return candidate
+    places = ", ".join(str(candidate.parent) for candidate in candidates)
+    raise GitConfigFailed(f"no executable {HELPER} in {places}", hint="reinstall ghapp")
+
+
+def is_throw_away(prefix: str) -> bool:
+    """Tell whether a path lies where `uvx` or `pipx run` keep what they may delete any day."""
+    parts = prefix.split("/")
+    for number, part in enumerate(parts):
+        behind = parts[number + 1 :]
+        if part == "uv" and any(re.match(r"(archive|environments|builds)-v", name) for name in behind):
+            return True
+        if part == "pipx" and behind:
+            in_cache = number > 0 and re.fullmatch(r"\.?caches?", parts[number - 1], re.IGNORECASE)
+            if behind[0] == ".cache" or (in_cache and behind[0] != "venvs"):
+                return True
+    return False

@@ -1,0 +1,110 @@
+"""GitHub's words as values: permissions, installation, and the scope of a token; pure."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import NewType
+
+from ghapp.errors import PermissionMissing
+
+
+InstallationId = NewType("InstallationId", int)
+Permissions = tuple[tuple[str, str], ...]
+"""Name and level, sorted by name: a value that can be compared and hashed."""
+
+_LEVELS = {"read": 1, "write": 2, "admin": 3}
+
+
+class Everything(Enum):
+    """All repositories of an installation: a value of its own, because GitHub reads an empty list as everything."""
+
+    ALL = "all"
+
+
+ALL = Everything.ALL
+Repositories = tuple[str | int, ...] | Everything
+"""Names without the owner in lower case, or ids; never empty."""
+
+
+def permissions_of(mapping: Mapping[str, str]) -> Permissions:
+    """Return `mapping` as a value."""
+    return tuple(sorted(mapping.items()))
+
+
+def exceeds(permissions: Permissions, limit: Permissions) -> list[str]:
+    """Return those of `permissions`, as ``name: level``, that `limit` does not contain; unknown levels never fit."""
+    limits = dict(limit)
+    return [
+        f"{name}: {level}"
+        for name, level in permissions
+        if _LEVELS.get(level, 99) > _LEVELS.get(limits.get(name, ""), 0)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """An app on one account."""
+
+    id: InstallationId
+    account: str
+    """The login as GitHub spells it; an enterprise, which has none, appears with its slug."""
+    permissions: Permissions
+    repository_selection: str
+    suspended: bool
+    html_url: str
+    """The page where the account's owner selects repositories and accepts permissions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What a token may do and who stands behind it: the key under which a lease is kept.
+
+    Two requests share a token if and only if their scopes are equal.
+    """
+
+    api: str
+    issuer: str
+    key: str
+    """The signing key's fingerprint: a token made with another key is another token."""
+    installation: InstallationId
+    repositories: Repositories
+    permissions: Permissions
+
+    def __post_init__(self) -> None:
+        # GitHub reads an empty list or map as "everything". Do not turn None or () into a wider scope anywhere.
+        if not self.repositories or not self.permissions:
+            raise ValueError("a scope names its repositories and its permissions")
+
+
+def git_permissions(installation: Installation, configured: Permissions | None) -> Permissions:
+    """Return the least that git needs: `contents`, and `workflows` for pushes under .github/workflows.
+
+    Raises `PermissionMissing` if the installation was not granted `contents`, or less than was configured.
+    """
+    page = f"accept the app's permissions at {installation.html_url}"
+    if configured is not None:
+        missing = exceeds(configured, installation.permissions)
+        if missing:
+            raise PermissionMissing(f"{installation.account} has not granted the app {', '.join(missing)}", hint=page)
+        return configured
+    granted = tuple(pair for pair in installation.permissions if pair[0] in {"contents", "workflows"})
+    if "contents" not in dict(granted):
+        raise PermissionMissing(f"{installation.account} has not granted the app contents: read", hint=page)
+    return granted
+
+
+def wider_than(scope: Scope, permissions: Permissions, selection: str, repositories: Iterable[str | int]) -> str:
+    """Say in which way an issued token is wider than `scope`, or return "" if it is not.
+
+    `repositories` are the issued ones in the scope's own form (names in lower case, or ids). ``metadata: read`` is
+    always added by GitHub.
+    """
+    extra = exceeds(permissions, (*scope.permissions, ("metadata", "read")))
+    if extra:
+        return f"it allows {', '.join(extra)}"
+    if scope.repositories is ALL:
+        return ""
+    if selection != "selected":
+        return "it reaches every repository"
+    others = sorted({str(name) for name in repositories} ^ {str(name) for name in scope.repositories})
+    return f"its repositories differ in {', '.join(others)}" if others else ""

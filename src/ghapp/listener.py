@@ -1,0 +1,273 @@
+"""Unix sockets that hold out: an accept loop of our own, a cap, deadlines, and who is at the other end.
+
+asyncio's own loop floods the log when descriptors run out (python/cpython#151615), its start_unix_server takes a
+living daemon's socket away, and from 3.13 on it unlinks sockets that were passed in.
+"""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+import stat
+import struct
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ghapp import client
+from ghapp.errors import RuntimeDirectoryRefused
+
+
+BACKLOG = 1024  # with git's 5, 494 of 500 simultaneous clients failed at once
+MAX_CONNECTIONS = 2000  # beyond it clients wait in the backlog; the soft descriptor limit is raised to 4,096
+CROWDED = MAX_CONNECTIONS * 3 // 4  # from here on whoever has been sending longest makes room
+SEND_LIMIT = 10.0  # seconds for a client to send its request; it takes microseconds
+WRITE_LIMIT = 10.0  # seconds for a client to take its answer
+OUT_OF_DESCRIPTORS_PAUSE = 0.1
+_CHUNK = 64 * 1024
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The process at the other end, as the kernel says."""
+
+    pid: int
+    uid: int
+
+
+class Connection:
+    """One accepted client. Reads are bounded in size and time, an answer is written once."""
+
+    def __init__(self, sock: socket.socket, peer: Peer) -> None:
+        self._sock = sock
+        self._rest = b""
+        self.peer = peer
+        self.asked = False
+        """Whether a whole request has arrived: such a client is not dropped to make room."""
+
+    async def read_until(self, end: bytes, most: int) -> bytes:
+        """Return what the client sends up to `end` (excluded) or its half-close.
+
+        Raises `TimeoutError` for a slow client, `ValueError` for one that sends more than `most` bytes.
+        """
+        loop = asyncio.get_running_loop()
+        data = self._rest
+        self.asked = False
+        async with asyncio.timeout(SEND_LIMIT):
+            while end not in data:
+                if len(data) > most:
+                    raise ValueError("the request is too large")
+                chunk = await loop.sock_recv(self._sock, _CHUNK)
+                if not chunk:
+                    break
+                data += chunk
+        data, _, self._rest = data.partition(end)
+        if len(data) > most:
+            raise ValueError("the request is too large")
+        self.asked = True
+        return data
+
+    async def write(self, answer: bytes) -> None:
+        """Send `answer`, which was built and checked whole."""
+        async with asyncio.timeout(WRITE_LIMIT):
+            await asyncio.get_running_loop().sock_sendall(self._sock, answer)
+
+    def close(self) -> None:
+        """Close; a task that waits on this connection sees an error or the end."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self._sock.close()
+
+
+Handler = Callable[[Connection], Awaitable[None]]
+
+
+class Listener:
+    """One listening socket and its clients."""
+
+    def __init__(self, path: str, handle: Handler, *, on_activity: Callable[[], None] = lambda: None) -> None:
+        self.path = path
+        self._handle = handle
+        self._on_activity = on_activity
+        self._sock: socket.socket | None = None
+        self._inode: tuple[int, int] | None = None
+        self._tasks: dict[asyncio.Task[None], Connection] = {}
+        self._paused = False
+        self.peak = 0
+        self.rejected = 0
+        self.timeouts = 0
+
+    @property
+    def connections(self) -> int:
+        """How many clients are connected now."""
+        return len(self._tasks)
+
+    def open(self) -> None:
+        """Bind and listen. Whatever lies on the path is ours to replace only if it is a dead socket of ours.
+
+        Call only while holding the daemon's lock. Raises `RuntimeDirectoryRefused`.
+        """
+        clear_path(self.path)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            mask = os.umask(0o177)
+            try:
+                _bind(sock, self.path)
+            finally:
+                os.umask(mask)
+            sock.listen(BACKLOG)
+            sock.settimeout(0)
+            status = os.lstat(self.path)
+        except BaseException:
+            sock.close()
+            raise
+        self._sock, self._inode = sock, (status.st_dev, status.st_ino)
+        self._resume()
+
+    def is_in_place(self) -> bool:
+        """Tell whether the path still leads to our socket."""
+        try:
+            status = os.lstat(self.path)
+        except OSError:
+            return False
+        return self._inode == (status.st_dev, status.st_ino)
+
+    def stop_accepting(self) -> None:
+        """Let go of the listening socket, and of the path if it is still ours. Clients already here are served."""
+        if self._sock is None:
+            return
+        if not self._paused:
+            asyncio.get_running_loop().remove_reader(self._sock)
+        if self.is_in_place():
+            Path(self.path).unlink(missing_ok=True)
+        self._sock.close()
+        self._sock = self._inode = None
+
+    async def drain(self, limit: float) -> None:
+        """Wait up to `limit` seconds for those who have asked, then close whoever is left."""
+        asked = [task for task, connection in self._tasks.items() if connection.asked]
+        if asked:
+            await asyncio.wait(asked, timeout=limit)
+        for task, connection in list(self._tasks.items()):
+            task.cancel()
+            connection.close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _resume(self) -> None:
+        if self._sock is not None:
+            self._paused = False
+            asyncio.get_running_loop().add_reader(self._sock, self._accept)
+
+    def _pause(self) -> None:
+        if self._sock is not None:
+            self._paused = True
+            asyncio.get_running_loop().remove_reader(self._sock)
+
+    def _accept(self) -> None:
+        while self._sock is not None:
+            if len(self._tasks) >= MAX_CONNECTIONS:
+                self._pause()  # the rest wait in the backlog, until one of ours leaves
+                return
+            try:
+                sock, _ = self._sock.accept()
+            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+                return
+            except OSError as error:
+                if error.errno not in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}:
+                    raise
+                self._pause()
+                asyncio.get_running_loop().call_later(OUT_OF_DESCRIPTORS_PAUSE, self._resume)
+                return
+            self._admit(sock)
+
+    def _admit(self, sock: socket.socket) -> None:
+        sock.settimeout(0)
+        try:
+            peer = peer_of(sock)
+        except OSError:
+            peer = None
+        # As ssh-agent: us, or root, who could become us anyway and who runs containers.
+        if peer is None or peer.uid not in {0, os.geteuid()}:
+            self.rejected += 1
+            sock.close()
+            return
+        if len(self._tasks) >= CROWDED:
+            self._drop_the_slowest()
+        connection = Connection(sock, peer)
+        task = asyncio.get_running_loop().create_task(self._serve(connection))
+        self._tasks[task] = connection
+        self.peak = max(self.peak, len(self._tasks))
+        task.add_done_callback(self._left)
+
+    def _drop_the_slowest(self) -> None:
+        for task, connection in self._tasks.items():  # in the order of arrival
+            if not connection.asked:
+                self.timeouts += 1
+                task.cancel()
+                connection.close()
+                return
+
+    def _left(self, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(task, None)
+        if self._paused:
+            self._resume()
+
+    async def _serve(self, connection: Connection) -> None:
+        self._on_activity()
+        try:
+            await self._handle(connection)
+        except TimeoutError:
+            self.timeouts += 1
+        except (OSError, ValueError):
+            pass  # the client went away, or sent what no client of git sends
+        except Exception as error:  # noqa: BLE001  # one client's trouble must not end the others'
+            # The class alone: a text or a traceback may hold what was received.
+            log.error("a request failed: %s", type(error).__name__)  # noqa: TRY400  # as said
+        finally:
+            connection.close()
+            self._on_activity()
+
+
+def peer_of(sock: socket.socket) -> Peer:
+    """Return who is connected; raises OSError."""
+    if sys.platform == "darwin":
+        # struct xucred { u_int version; uid_t uid; …; } at level SOL_LOCAL; LOCAL_PEERPID is 2.
+        uid = struct.unpack_from("=II", sock.getsockopt(0, 1, 76))[1]
+        return Peer(sock.getsockopt(0, 2), uid)
+    pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return Peer(pid, uid)
+
+
+def clear_path(path: str) -> None:
+    """Remove a dead socket of ours from `path`; refuse to touch anything else.
+
+    Raises `RuntimeDirectoryRefused`.
+    """
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(status.st_mode):
+        raise RuntimeDirectoryRefused(f"{path} is not a socket", hint=f"remove it: rm -r '{path}'")
+    if status.st_uid != os.geteuid():
+        raise RuntimeDirectoryRefused(f"{path} belongs to user {status.st_uid}", hint="remove it")
+    Path(path).unlink()
+
+
+def _bind(sock: socket.socket, path: str) -> None:
+    """Bind to `path` also where it is longer than the kernel's field; only while nothing else needs the directory."""
+    if len(os.fsencode(path)) <= client.LONGEST_NAME:
+        sock.bind(path)
+        return
+    here = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.chdir(Path(path).parent)
+        sock.bind(Path(path).name)
+    finally:
+        os.fchdir(here)
+        os.close(here)

@@ -1,0 +1,97 @@
+"""How the daemon reaches GitHub: proxy, trust, time-outs; the configuration wins over the environment."""
+
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from urllib import request as urllib_request
+from urllib.parse import urlsplit
+
+import httpx
+import truststore
+
+from ghapp.errors import TlsFailed
+
+
+CONNECT_TIMEOUT = 3.0
+READ_TIMEOUT = 12.0  # GitHub itself gives up at 10 s
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """Where proxy and trust come from."""
+
+    proxy: str = field(default="", repr=False)
+    """A URL; it may hold a password."""
+    proxy_origin: str = ""
+    """The variable or the configuration key that named the proxy."""
+    no_proxy: str = ""
+    ca_file: str = ""
+    ca_directory: str = ""
+    ca_origin: str = ""
+
+    @property
+    def proxy_name(self) -> str:
+        """Host and port of the proxy, without user and password."""
+        parts = urlsplit(self.proxy)
+        return f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname or "")
+
+    def proxy_for(self, host: str) -> str:
+        """Return the proxy's URL for `host`, or "" if it is reached directly."""
+        if not self.proxy or _bypasses(host, self.no_proxy):
+            return ""
+        return self.proxy
+
+
+def _bypasses(host: str, no_proxy: str) -> bool:
+    bypasses: bool = urllib_request.proxy_bypass_environment(host, {"no": no_proxy})  # type: ignore[attr-defined]  # not in typeshed
+    return bypasses
+
+
+def network_from(environment: Mapping[str, str], configured: Mapping[str, str]) -> Network:
+    """Return the settings of the ``[network]`` section, and of the environment where that is silent."""
+
+    def first(key: str, *names: str) -> tuple[str, str]:
+        if configured.get(key):
+            return configured[key], f"network.{key}"
+        return next(((environment[name], name) for name in names if environment.get(name)), ("", ""))
+
+    proxy, proxy_origin = first("proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+    no_proxy, _ = first("no_proxy", "NO_PROXY", "no_proxy")
+    ca_file, ca_origin = first("ca_file", "SSL_CERT_FILE")
+    ca_directory, directory_origin = first("ca_directory", "SSL_CERT_DIR")
+    if "://" not in proxy and proxy:
+        proxy = f"http://{proxy}"
+    return Network(proxy, proxy_origin, no_proxy, ca_file, ca_directory, ca_origin or directory_origin)
+
+
+def trust(network: Network) -> ssl.SSLContext:
+    """Return a context that verifies: against the named CA file, else the operating system's trust store."""
+    if not network.ca_file and not network.ca_directory:
+        return truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    for path in filter(None, (network.ca_file, network.ca_directory)):
+        if not Path(path).exists():
+            raise TlsFailed(f"{path} does not exist, which {network.ca_origin} names", hint="ghapp daemon restart")
+    try:
+        return ssl.create_default_context(cafile=network.ca_file or None, capath=network.ca_directory or None)
+    except (OSError, ssl.SSLError) as error:
+        raise TlsFailed(
+            f"{network.ca_file} holds no certificates ({type(error).__name__})", hint=f"mend {network.ca_origin}"
+        ) from None
+
+
+def http_client(network: Network, host: str) -> httpx.AsyncClient:
+    """Return a client for `host` that takes nothing from the environment and follows no redirect.
+
+    No netrc, which would replace our JWT; no compression, so that a body's size is what is read.
+    """
+    return httpx.AsyncClient(
+        verify=trust(network),
+        proxy=network.proxy_for(host) or None,
+        trust_env=False,
+        follow_redirects=False,
+        timeout=httpx.Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT),
+        headers={"User-Agent": f"ghapp/{version('ghapp')}", "Accept-Encoding": "identity"},
+        limits=httpx.Limits(max_connections=20, keepalive_expiry=60),
+    )

@@ -1,0 +1,76 @@
+"""RSA private keys as GitHub makes them: read, judge, name, sign."""
+
+import base64
+import hashlib
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+
+from ghapp.errors import KeyUnavailable
+
+
+MIN_BITS = 2048
+PUBLIC_EXPONENT = 65537
+MAX_PEM = 64 * 1024  # an RSA-16384 key is 13 KB
+
+_HINT = "download a key at https://github.com/settings/apps > your app > Private keys"
+
+
+def load_key(pem: bytes, *, source: str) -> RSAPrivateKey:
+    r"""Parse a PKCS#1 or PKCS#8 PEM, also one squeezed into a line with ``\n`` written out.
+
+    `source` names it in messages. Raises `KeyUnavailable`, which says what it is instead of a key for an app; its
+    text never contains a part of `pem`.
+    """
+    if b"\\n" in pem and b"\n" not in pem.strip():
+        pem = pem.replace(b"\\r", b"").replace(b"\\n", b"\n")
+    wrong = _what_else(pem)
+    if wrong:
+        raise KeyUnavailable(f"{source} holds {wrong}, not an app's private key", hint=_HINT)
+    try:
+        key = load_pem_private_key(pem, password=None)
+    except TypeError:
+        wrong = "an encrypted key"
+    except (ValueError, UnsupportedAlgorithm):
+        wrong = "a damaged key"
+    else:
+        wrong = _what_is_wrong(key)
+        if isinstance(key, RSAPrivateKey) and not wrong:
+            return key
+    # Outside of the except block: the library's exception could carry bytes of the key.
+    raise KeyUnavailable(f"{source} holds {wrong}, not an app's private key", hint=_HINT)
+
+
+def _what_else(pem: bytes) -> str:
+    kinds = {
+        b"": "nothing",
+        b"-----BEGIN OPENSSH PRIVATE KEY-----": "an OpenSSH key",
+        b"-----BEGIN ENCRYPTED PRIVATE KEY-----": "an encrypted key",
+        b"-----BEGIN EC PRIVATE KEY-----": "an elliptic curve key",
+        b"-----BEGIN DSA PRIVATE KEY-----": "a DSA key",
+        b"-----BEGIN PUBLIC KEY-----": "a public key",
+        b"-----BEGIN RSA PUBLIC KEY-----": "a public key",
+        b"-----BEGIN CERTIFICATE-----": "a certificate",
+    }
+    lines = pem.strip().splitlines()
+    first = lines[0].strip() if lines else b""
+    if first in kinds:
+        return kinds[first]
+    return "" if b"-----BEGIN " in pem else "no PEM block"
+
+
+def _what_is_wrong(key: object) -> str:
+    if not isinstance(key, RSAPrivateKey):
+        return f"a key of another kind ({type(key).__name__.removesuffix('PrivateKey')})"
+    if key.key_size < MIN_BITS:
+        return f"an RSA key of {key.key_size} bits, of which {MIN_BITS} are needed"
+    if key.public_key().public_numbers().e != PUBLIC_EXPONENT:
+        return f"an RSA key whose public exponent is not {PUBLIC_EXPONENT}"
+    return ""
+
+
+def fingerprint(key: RSAPrivateKey) -> str:
+    """Return ``SHA256:…`` as the app's page on GitHub shows it: of the DER SubjectPublicKeyInfo, with padding."""
+    der = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return "SHA256:" + base64.b64encode(hashlib.sha256(der).digest()).decode()

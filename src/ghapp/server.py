@@ -1,0 +1,73 @@
+"""git.sock: git's credential-cache protocol, answered by the broker."""
+
+import logging
+import os
+from collections.abc import Awaitable, Callable, Collection
+from importlib.metadata import version
+
+from ghapp.broker import Broker
+from ghapp.credential import answer_attributes, read_query
+from ghapp.errors import GhappError, UsageError
+from ghapp.listener import Connection
+from ghapp.wire import MAX_REQUEST, Request, error_attributes, format_answer, parse_request
+
+
+log = logging.getLogger(__name__)
+
+MARKER = ("ghapp", "1")
+"""Says that we answer, and as the last line that the answer is whole."""
+
+
+class GitServer:
+    """Answers one request a connection."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        *,
+        hosts: Callable[[], Collection[str]],
+        ready: Callable[[], Awaitable[None]],
+        quit_on_error: Callable[[], bool],
+    ) -> None:
+        self._broker = broker
+        self._hosts = hosts
+        self._ready = ready
+        self._quit_on_error = quit_on_error
+
+    async def handle(self, connection: Connection) -> None:
+        """Serve one connection."""
+        data = await connection.read_until(b"\n\n", MAX_REQUEST)
+        await connection.write(await self.respond(data))
+
+    async def respond(self, data: bytes) -> bytes:
+        """Return the whole answer to a whole request."""
+        try:
+            request = parse_request(data)
+        except UsageError as error:
+            ours = b"\nghapp=1\n" in data[:100]
+            return format_answer([*error_attributes(error, quit_git=False), MARKER]) if ours else b""
+        match request.action:
+            case "get":
+                pairs = await self._get(request)
+            case "erase":
+                self._broker.erase(request.attributes.get("password", ""))
+                pairs = []
+            case "hello":
+                pairs = [("version", version("ghapp")), ("pid", str(os.getpid()))]
+            case _:
+                pairs = []  # unknown operations are silently ignored, as gitcredentials(7) asks
+        return format_answer([*pairs, MARKER] if request.shows_messages else pairs)
+
+    async def _get(self, request: Request) -> list[tuple[str, str]]:
+        query = read_query(request, self._hosts())
+        if query is None:
+            return []
+        await self._ready()
+        try:
+            credential = await self._broker.fill(query)
+        except GhappError as error:
+            log.info("no credential: %s", error.code)
+            if not request.shows_messages:
+                return []  # git's own client cannot show a reason; ours asks next
+            return error_attributes(error, quit_git=error.stops_git and self._quit_on_error())
+        return [] if credential is None else answer_attributes(credential, query)

@@ -1,0 +1,1032 @@
+"""git's configuration, judged by git: real files, real helpers, no stand-ins."""
+
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+from ghapp import gitconfig
+from ghapp.errors import GitConfigFailed
+from ghapp.gitconfig import Change, Scope
+
+
+NOBODY = 65534
+
+OURS = [("github.com", "acme")]
+
+GH_LOGIN = '[credential "https://github.com"]\n\thelper = \n\thelper = !/usr/bin/gh auth git-credential\n'
+
+ODD = [
+    "plain",
+    "with space",
+    "two  spaces ",
+    "quote'and\"quote",
+    "dollar$HOME`id`$(id)",
+    "hash#semi;amp&pipe|",
+    "back\\slash\\n",
+    "glob*?[a]{b,c}!(~)<>^",
+    "grüße-✓",
+    "-dash=%c:,@+",
+]
+
+
+@dataclass(frozen=True)
+class Home:
+    """A home directory, and git as run by who lives there."""
+
+    path: Path
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {
+            "HOME": str(self.path),
+            "PATH": os.environ["PATH"],
+            "GIT_CONFIG_NOSYSTEM": "1",
+            "GIT_TERMINAL_PROMPT": "0",
+            "LC_ALL": "C.UTF-8",
+        }
+
+    @property
+    def config(self) -> Path:
+        return self.path / ".gitconfig"
+
+    @property
+    def owned(self) -> Path:
+        return self.path / "conf" / "ghapp" / "gitconfig"
+
+    def git(self, *arguments: str, stdin: str = "", env: dict[str, str] | None = None) -> str:
+        done = subprocess.run(
+            ["git", *arguments],
+            input=stdin,
+            env=self.env | (env or {}),
+            cwd=self.path,
+            capture_output=True,
+            encoding="utf-8",
+            check=False,
+        )
+        return done.stdout
+
+    def helper(self, name: str, password: str) -> Path:
+        """Write a helper that answers, and keeps what it was asked beside it."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(
+            '#!/bin/sh\n{ echo "action=$1"; cat; } >>"$0.log"\n'
+            f'[ "$1" = get ] && printf "username=x-access-token\\npassword={password}\\n"\nexit 0\n'
+        )
+        path.chmod(0o755)
+        return path
+
+    def fill(self, repository: str) -> str:
+        """Ask git for a credential as a fetch does, and tell it that it was good."""
+        answer = self.git(
+            "credential",
+            "fill",
+            stdin=f"url=https://github.com/{repository}.git\n\n",
+        )
+        self.git("credential", "approve", stdin=answer + "\n")
+        found = re.search("^password=(.*)$", answer, re.MULTILINE)
+        return found[1] if found else ""
+
+    def setup(self, scope: Scope = Scope.GLOBAL, text: str = "", cwd: Path | None = None) -> list[bool]:
+        changes = gitconfig.setup(scope, text, self.owned, env=self.env, cwd=cwd or self.path)
+        return [gitconfig.apply(change, patience=0) for change in changes]
+
+    def undo(self, scope: Scope = Scope.GLOBAL, cwd: Path | None = None) -> list[Path]:
+        changes = gitconfig.undo(scope, self.owned, env=self.env, cwd=cwd or self.path)
+        return [change.path for change in changes if gitconfig.apply(change, patience=0)]
+
+
+def log(helper: Path) -> str:
+    path = helper.with_name(helper.name + ".log")
+    return path.read_text() if path.exists() else ""
+
+
+def identity(path: Path) -> tuple[int, int, bytes]:
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns, path.read_bytes()
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path)
+
+
+@pytest.fixture
+def nobodys_home() -> Iterator[Home]:
+    """A home whose owner is not root, with us being that owner while the test runs."""
+    path = Path(tempfile.mkdtemp()).resolve()
+    if os.geteuid() != 0:
+        yield Home(path)
+        path.chmod(0o700)
+        shutil.rmtree(path)
+        return
+    os.chown(path, NOBODY, NOBODY)
+    group, groups = os.getegid(), os.getgroups()
+    os.setgroups([])
+    os.setegid(NOBODY)
+    os.seteuid(NOBODY)
+    try:
+        yield Home(path)
+    finally:
+        os.seteuid(0)
+        os.setegid(group)
+        os.setgroups(groups)
+        shutil.rmtree(path)
+
+
+# What is rendered
+
+
+def test_an_owner_gets_the_section_that_the_design_shows() -> None:
+    text = gitconfig.render(OURS, Path("/opt/bin/git-credential-ghapp"))
+
+    assert text == (
+        '# Written by "ghapp setup-git" and rewritten whole: changes made here are lost.\n'
+        "\n"
+        '[credential "https://github.com/acme"]\n'
+        "\thelper =\n"
+        "\thelper = /opt/bin/git-credential-ghapp\n"
+        "\tuseHttpPath = true\n"
+        "\tusername = x-access-token\n"
+    )
+
+
+def test_a_login_with_capitals_gets_a_second_section_in_lower_case() -> None:
+    text = gitconfig.render([("github.com", "Acme"), ("github.com", "zoo")], Path("/h"))
+
+    assert re.findall(r'"(https:.*)"', text) == [
+        "https://github.com/Acme",
+        "https://github.com/acme",
+        "https://github.com/zoo",
+    ]
+
+
+def test_all_owners_is_one_section_for_the_host_and_leaves_other_hosts_alone() -> None:
+    owners = [("github.com", "acme"), ("ghes.example:8443", "ops")]
+
+    text = gitconfig.render(owners, Path("/h"), all_owners_of=["GitHub.com"])
+
+    assert re.findall(r'"(https:.*)"', text) == ["https://ghes.example:8443/ops", "https://github.com"]
+
+
+def test_the_order_of_owners_changes_no_byte() -> None:
+    owners = [("github.com", "b"), ("ghes.example", "a"), ("github.com", "A"), ("github.com", "b")]
+
+    assert gitconfig.render(owners, Path("/h")) == gitconfig.render(owners[::-1], Path("/h"))
+
+
+@pytest.mark.parametrize(
+    ("host", "owner"),
+    [("github.com", 'a"]\n[x'), ("a b", "acme"), ("github.com", ""), ("", "a"), ("h", "a/b")],
+)
+def test_what_could_end_a_section_name_is_refused(host: str, owner: str) -> None:
+    with pytest.raises(GitConfigFailed, match="cannot be the name of a GitHub"):
+        gitconfig.render([(host, owner)], Path("/h"))
+
+
+def test_a_path_with_a_line_break_is_refused() -> None:
+    with pytest.raises(GitConfigFailed, match="control character"):
+        gitconfig.render(OURS, Path("/a\nb"))
+
+
+def test_a_helper_in_a_throw_away_cache_is_refused() -> None:
+    helper = Path("/home/me/.cache/uv/archive-v0/x1/bin/git-credential-ghapp")
+
+    with pytest.raises(GitConfigFailed) as failed:
+        gitconfig.render(OURS, helper)
+
+    assert failed.value.hint == "uv tool install ghapp"
+
+
+# What git makes of it
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_git_runs_the_helper_whatever_its_path_and_the_path_of_our_file(home: Home, odd: str) -> None:
+    helper = home.helper(f"{odd}/{odd}", "ours")
+    odd_home = replace(home, path=home.path / odd)
+
+    odd_home.setup(text=gitconfig.render(OURS, helper))
+
+    assert odd_home.fill("acme/rocket") == "ours"
+    assert log(helper).startswith("action=get\n")
+    assert "path=acme/rocket.git\n" in log(helper)
+
+
+def test_ours_answers_for_our_owner_and_nobody_else_is_asked_or_told(home: Home) -> None:
+    ours, theirs = home.helper("ours", "ours"), home.helper("theirs", "theirs")
+    home.git("config", "--global", "credential.helper", str(theirs))
+    home.git("config", "--global", "credential.username", "me")
+    home.git("config", "--global", "credential.https://github.com.helper", str(theirs))
+
+    home.setup(text=gitconfig.render(OURS, ours))
+
+    assert home.fill("acme/rocket") == "ours"
+    assert log(theirs) == ""
+    assert log(ours).count("action=store") == 1
+    assert "username=x-access-token" in log(ours)
+
+
+@pytest.mark.parametrize("repository", ["other/repo", "acme-evil/repo", "acme.evil/repo", "Acme/repo"])
+def test_the_users_helper_goes_on_answering_for_other_owners(home: Home, repository: str) -> None:
+    ours, theirs = home.helper("ours", "ours"), home.helper("theirs", "theirs")
+    home.git("config", "--global", "credential.helper", str(theirs))
+
+    home.setup(text=gitconfig.render(OURS, ours))
+
+    assert home.fill(repository) == "theirs"
+    assert log(ours) == ""
+
+
+def test_the_whole_host_is_ours_with_all_owners(home: Home) -> None:
+    ours, theirs = home.helper("ours", "ours"), home.helper("theirs", "theirs")
+    home.git("config", "--global", "credential.helper", str(theirs))
+
+    home.setup(text=gitconfig.render([], ours, all_owners_of=["github.com"]))
+
+    assert home.fill("whoever/repo") == "ours"
+    assert home.git("config", "--get-urlmatch", "credential.useHttpPath", "https://github.com/x") == "true\n"
+    assert log(theirs) == ""
+
+
+def test_a_missing_included_file_is_silent(home: Home) -> None:
+    home.setup()
+    home.owned.unlink()
+
+    done = subprocess.run(
+        ["git", "config", "--global", "--list"], env=home.env, check=True, capture_output=True, cwd=home.path
+    )
+
+    assert done.stderr == b""
+
+
+@pytest.mark.parametrize("last", ["\tname = Me\\", "\tname = Me\\\n", "\tname = Me", "\tname = Me # c\r\n"])
+def test_the_last_value_of_the_user_keeps_its_meaning(home: Home, last: str) -> None:
+    home.config.write_text("[user]\n" + last, newline="")
+
+    home.setup(text=gitconfig.render(OURS, home.helper("ours", "ours")))
+
+    assert home.git("config", "user.name") == "Me\n"
+    assert home.fill("acme/rocket") == "ours"
+
+
+# Where our block stands
+
+
+def test_a_login_with_gh_takes_over_and_another_run_mends_it(home: Home) -> None:
+    ours = home.helper("ours", "ours")
+    theirs = home.helper("theirs", "theirs")
+    text = gitconfig.render(OURS, ours)
+    home.setup(text=text)
+    with home.config.open("a") as file:
+        file.write(GH_LOGIN.replace("!/usr/bin/gh auth git-credential", str(theirs)))
+    assert home.fill("acme/rocket") == "theirs"
+
+    changed = home.setup(text=text)
+
+    assert changed == [False, True]
+    assert home.fill("acme/rocket") == "ours"
+    assert home.fill("other/repo") == "theirs"
+    assert home.config.read_bytes().count(b"[include]") == 1
+
+
+def test_an_include_that_git_adds_to_our_section_stays_the_users(home: Home) -> None:
+    text = gitconfig.render(OURS, home.helper("ours", "ours"))
+    home.setup(text=text)
+    home.git("config", "--global", "--add", "include.path", "/theirs")
+
+    home.setup(text=text)
+
+    assert home.git("config", "--global", "--get-all", "include.path") == f"/theirs\n{home.owned}\n"
+    assert home.undo() == [home.config, home.owned]
+    assert home.config.read_text() == "[include]\n\tpath = /theirs\n"
+
+
+def test_an_include_that_git_puts_in_place_of_ours_stays_the_users(home: Home) -> None:
+    home.setup()
+    home.git("config", "--global", "include.path", "/theirs")
+
+    home.undo()
+
+    assert home.config.read_text() == "[include]\n\tpath = /theirs\n"
+
+
+def test_what_stands_behind_our_block_stays_where_it_is(home: Home) -> None:
+    home.config.write_text("[user]\n\tname = Me")
+    home.setup()
+    with home.config.open("a") as file:
+        file.write("# mine\n\n" + GH_LOGIN)
+
+    home.undo()
+
+    assert home.config.read_text() == "[user]\n\tname = Me\n# mine\n\n" + GH_LOGIN
+
+
+def test_a_comment_behind_our_block_moves_nothing(home: Home) -> None:
+    home.setup()
+    with home.config.open("a") as file:
+        file.write("\n; a comment\n# another")
+    before = identity(home.config)
+
+    assert home.setup() == [False, False]
+    assert identity(home.config) == before
+
+
+@pytest.mark.parametrize("before", ["", "[user]\n\tname = Me\n"])
+def test_copies_of_our_block_become_one_at_the_end(before: str) -> None:
+    section = gitconfig.include(Path("/owned"))
+    once = gitconfig.append_block(before.encode(), section)
+
+    again = gitconfig.append_block(once + GH_LOGIN.encode() + once, section)
+
+    assert again.count(gitconfig.MARK) == once.count(gitconfig.MARK)
+    assert again == (before + GH_LOGIN + before).encode() + once[len(before) :]
+
+
+def test_a_block_for_another_path_is_replaced() -> None:
+    old = gitconfig.append_block(b"[a]", gitconfig.include(Path("/old")))
+
+    new = gitconfig.append_block(old, gitconfig.include(Path("/new")))
+
+    assert new == gitconfig.append_block(b"[a]", gitconfig.include(Path("/new")))
+    assert b"/old" not in new
+
+
+def test_a_block_without_its_comment_is_made_whole_again() -> None:
+    section = gitconfig.include(Path("/owned"))
+    whole = gitconfig.append_block(b"", section)
+
+    assert gitconfig.append_block(whole.split(b"\n", 1)[1], section) == whole
+
+
+def test_the_second_run_touches_nothing(home: Home) -> None:
+    text = gitconfig.render(OURS, Path("/h"))
+    home.config.write_text("[user]\n\tname = Me")
+    assert home.setup(text=text) == [True, True]
+    before = [identity(home.config), identity(home.owned), home.path.stat().st_mtime_ns]
+
+    assert home.setup(text=text) == [False, False]
+    assert [identity(home.config), identity(home.owned), home.path.stat().st_mtime_ns] == before
+
+
+# Undo
+
+line = st.one_of(
+    st.sampled_from([b"[user]", b"\tname = Me", b"[include]", b"\tpath = ~/x", b"", b"# c", b"\thelper =", b"v \\"]),
+    st.sampled_from([b"[credential]", b"[include] path = /x", b"\r", b"\x00\xff# junk \xfe", b"\xef\xbb\xbf[core]"]),
+    st.binary(max_size=12),
+)
+ending = st.sampled_from([b"\n", b"\r\n"])
+contents = st.one_of(
+    st.none(),
+    st.builds(
+        lambda lines, last: b"".join(one + end for one, end in lines) + last,
+        st.lists(st.tuples(line, ending), max_size=6),
+        line,
+    ),
+)
+texts = st.sampled_from([gitconfig.include(Path("/o w/n#ed")), gitconfig.render(OURS, Path("/h"))])
+
+
+@given(contents, texts)
+@example(None, "[include]\n\tpath = /x\n")
+@example(b"", "[include]\n\tpath = /x\n")
+@example(b"[user]", "[include]\n\tpath = /x\n")
+@example(b"[user]\r", "[include]\n\tpath = /x\n")
+@example(b"\n", "[include]\n\tpath = /x\n")
+def test_undo_gives_back_every_byte(before: bytes | None, text: str) -> None:
+    after = gitconfig.append_block(before, text)
+
+    assert after.startswith(before or b"")
+    assert gitconfig.append_block(after, text) == after
+    assert gitconfig.remove_block(after) == before
+
+
+@given(contents, contents, texts)
+def test_undo_leaves_what_was_put_behind_us_also_after_a_move(
+    before: bytes | None, tail: bytes | None, text: str
+) -> None:
+    behind = b"[added]\n" + (tail or b"")
+    assume(not any(gitconfig._is_ours(one) for one in behind.split(b"\n")))
+    head = before or b""
+    kept = head + (b"\n" if head and not head.endswith(b"\n") else b"") + behind
+
+    appended = gitconfig.append_block(before, text) + behind
+    moved = gitconfig.append_block(appended, text)
+
+    assert gitconfig.remove_block(appended) == kept
+    assert moved.startswith(kept)
+    assert gitconfig.remove_block(moved) == kept
+
+
+@given(contents)
+def test_undo_without_our_block_changes_nothing(before: bytes | None) -> None:
+    assert gitconfig.remove_block(before) == before
+
+
+@given(contents)
+@settings(max_examples=25, deadline=None)
+def test_undo_gives_back_the_file_itself(before: bytes | None) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        home = Home(Path(directory))
+        if before is not None:
+            home.config.write_bytes(before)
+
+        home.setup(text="# ours\n")
+        assert home.config.exists()
+        home.undo()
+
+        assert (home.config.read_bytes() if home.config.exists() else None) == before
+        assert not home.owned.exists()
+        assert not [path for path in home.path.rglob("*") if path.suffix == ".lock"]
+
+
+def test_a_file_that_we_created_goes_also_after_others_came_and_went(home: Home) -> None:
+    home.setup()
+    with home.config.open("a") as file:
+        file.write(GH_LOGIN)
+    home.setup()
+    home.config.write_text(home.config.read_text().replace(GH_LOGIN, ""))
+
+    home.undo()
+
+    assert not home.config.exists()
+
+
+def test_an_empty_file_of_the_users_stays(home: Home) -> None:
+    home.config.touch()
+    home.setup()
+
+    home.undo()
+
+    assert home.config.read_bytes() == b""
+
+
+def test_undo_finds_our_block_in_either_of_the_users_files(home: Home) -> None:
+    xdg = home.path / ".config" / "git" / "config"
+    xdg.parent.mkdir(parents=True)
+    xdg.write_text("[a]\n")
+    home.setup()
+    home.config.write_text("[user]\n")
+
+    assert home.undo() == [xdg, home.owned]
+    assert xdg.read_text() == "[a]\n"
+
+
+def test_undo_can_leave_our_file_to_another_scope(home: Home) -> None:
+    home.setup()
+
+    changes = gitconfig.undo(Scope.GLOBAL, home.owned, env=home.env, cwd=home.path, keep_owned=True)
+
+    assert [change.path for change in changes] == [home.config]
+
+
+def test_undo_twice_does_nothing(home: Home) -> None:
+    home.setup()
+
+    assert home.undo() == [home.config, home.owned]
+    assert home.undo() == []
+
+
+def test_undo_of_a_file_that_vanished_meanwhile_does_nothing(home: Home) -> None:
+    home.setup()
+    changes = gitconfig.undo(Scope.GLOBAL, home.owned, env=home.env, cwd=home.path)
+    home.config.unlink()
+    home.owned.unlink()
+
+    assert [gitconfig.apply(change) for change in changes] == [False, False]
+
+
+# Writing
+
+
+def test_a_plan_changes_nothing_and_shows_what_would(home: Home) -> None:
+    home.config.write_text("[user]\n\tname = Me\n")
+
+    owned, included = gitconfig.setup(Scope.GLOBAL, "# ours\n", home.owned, env=home.env, cwd=home.path)
+
+    assert owned.diff() == f"--- /dev/null\n+++ {home.owned}\n@@ -0,0 +1 @@\n+# ours"
+    assert f"+\tpath = {home.owned} # ghapp setup-git" in included.diff().split("\n")
+    assert owned.is_needed
+    assert not home.owned.exists()
+    assert home.config.read_text() == "[user]\n\tname = Me\n"
+
+
+def test_what_was_written_since_the_plan_is_kept(home: Home) -> None:
+    changes = gitconfig.setup(Scope.GLOBAL, "", home.owned, env=home.env, cwd=home.path)
+    home.git("config", "--global", "user.name", "Me")
+
+    for change in changes:
+        gitconfig.apply(change)
+
+    assert home.git("config", "--global", "user.name") == "Me\n"
+    assert home.config.read_bytes().endswith(b"# ghapp setup-git\n")
+
+
+def test_what_another_did_while_we_waited_for_the_lock_is_not_done_again(home: Home) -> None:
+    home.config.write_bytes(b"old")
+    seen = []
+
+    def edit(before: bytes | None) -> bytes | None:
+        seen.append(before)
+        if len(seen) == 1:
+            home.config.write_bytes(b"new")
+            return b"new"
+        return before
+
+    assert not gitconfig.apply(Change(home.config, b"old", b"new", edit))
+    assert seen == [b"old", b"new"]
+    assert not home.path.joinpath(".gitconfig.lock").exists()
+
+
+def test_our_file_is_replaced_whole_in_a_directory_of_its_own(home: Home) -> None:
+    assert gitconfig.write_owned(home.owned, "one")
+    first = identity(home.owned)
+    assert not gitconfig.write_owned(home.owned, "one")
+    assert identity(home.owned) == first
+    assert gitconfig.write_owned(home.owned, "two")
+
+    assert home.owned.read_text() == "two"
+    assert identity(home.owned)[0] != first[0]
+    assert stat.S_IMODE(home.owned.stat().st_mode) == 0o644
+    assert stat.S_IMODE(home.owned.parent.stat().st_mode) == 0o700
+    assert [path.name for path in home.owned.parent.iterdir()] == ["gitconfig"]
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644, 0o664, 0o755])
+def test_the_mode_is_kept(home: Home, mode: int) -> None:
+    home.config.write_text("[user]\n")
+    home.config.chmod(mode)
+
+    home.setup()
+    assert stat.S_IMODE(home.config.stat().st_mode) == mode
+    home.undo()
+    assert stat.S_IMODE(home.config.stat().st_mode) == mode
+
+
+def test_a_new_file_gets_the_mode_that_git_would_give_it(home: Home) -> None:
+    home.setup()
+
+    mask = os.umask(0)
+    os.umask(mask)
+    assert stat.S_IMODE(home.config.stat().st_mode) == 0o666 & ~mask
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_root_leaves_a_file_to_its_owner(home: Home) -> None:
+    home.config.write_text("[user]\n")
+    os.chown(home.config, 1234, 4321)
+
+    home.setup()
+
+    assert (home.config.stat().st_uid, home.config.stat().st_gid) == (1234, 4321)
+
+
+def test_links_stay_and_their_target_is_replaced(home: Home) -> None:
+    dotfiles = home.path / "dotfiles"
+    dotfiles.mkdir()
+    target = dotfiles / "gitconfig"
+    target.write_text("[user]\n\tname = Me\n")
+    (home.path / "between").symlink_to("dotfiles/gitconfig")
+    home.config.symlink_to("between")
+
+    home.setup()
+
+    assert home.config.readlink() == Path("between")
+    assert (home.path / "between").readlink() == Path("dotfiles/gitconfig")
+    assert target.read_bytes().endswith(b"# ghapp setup-git\n")
+    assert not target.is_symlink()
+    home.undo()
+    assert target.read_text() == "[user]\n\tname = Me\n"
+
+
+def test_our_file_may_be_a_link_too(home: Home) -> None:
+    home.owned.parent.mkdir(parents=True)
+    home.owned.symlink_to("../elsewhere")
+
+    home.setup(text="# ours\n")
+
+    assert home.owned.is_symlink()
+    assert (home.owned.parent.parent / "elsewhere").read_text() == "# ours\n"
+
+
+def test_a_link_to_nothing_gets_its_target(home: Home) -> None:
+    home.config.symlink_to("target")
+
+    home.setup()
+    assert (home.path / "target").is_file()
+    home.undo()
+
+    assert home.config.is_symlink()
+    assert not (home.path / "target").exists()
+
+
+def test_a_lock_that_somebody_holds_is_respected(home: Home) -> None:
+    home.config.write_text("[user]\n")
+    lock = home.path / ".gitconfig.lock"
+    lock.write_text("theirs")
+
+    with pytest.raises(GitConfigFailed) as failed:
+        home.setup()
+
+    assert failed.value.message == f"another process is editing {home.config}"
+    assert failed.value.hint == f"remove {lock} if no git is running"
+    assert home.config.read_text() == "[user]\n"
+    assert lock.read_text() == "theirs"
+
+
+def test_the_lock_lies_beside_the_target_of_a_link_where_git_takes_it(home: Home) -> None:
+    (home.path / "d").mkdir()
+    (home.path / "d" / "real").write_text("")
+    home.config.symlink_to("d/real")
+    (home.path / "d" / "real.lock").touch()
+
+    with pytest.raises(GitConfigFailed, match="another process"):
+        home.setup()
+    assert home.git("config", "--global", "user.name", "Me") == ""
+    assert (home.path / "d" / "real").read_text() == ""
+
+
+def test_a_lock_that_goes_within_our_patience_costs_nothing(home: Home) -> None:
+    lock = home.path / ".gitconfig.lock"
+    lock.touch()
+    change = gitconfig.setup(Scope.GLOBAL, "", home.owned, env=home.env, cwd=home.path)[1]
+    holder = subprocess.Popen(["sh", "-c", 'read _; rm "$0"', lock], stdin=subprocess.PIPE)
+    assert holder.stdin
+    holder.stdin.close()
+
+    assert gitconfig.apply(change, patience=20)
+
+    holder.wait()
+    assert not lock.exists()
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, RuntimeError, OSError])
+def test_whatever_happens_under_the_lock_removes_it(home: Home, failure: type[BaseException]) -> None:
+    home.config.write_text("[user]\n")
+    seen = []
+
+    def edit(before: bytes | None) -> bytes | None:
+        seen.append(before)
+        if len(seen) > 1:
+            assert home.path.joinpath(".gitconfig.lock").exists()
+            raise failure
+        return b"other"
+
+    with pytest.raises(GitConfigFailed if failure is OSError else failure):
+        gitconfig.apply(Change(home.config, None, None, edit))
+
+    assert home.config.read_text() == "[user]\n"
+    assert [path.name for path in home.path.iterdir()] == [".gitconfig"]
+
+
+def test_a_kill_under_the_lock_leaves_the_file_whole_and_the_next_run_says_what_to_do(home: Home) -> None:
+    home.config.write_text("[user]\n")
+    program = """if True:
+        import os, pathlib, signal, sys
+        from ghapp.gitconfig import Change, apply
+        config = pathlib.Path(sys.argv[1])
+        def edit(before):
+            if config.with_name(".gitconfig.lock").exists():
+                os.kill(os.getpid(), signal.SIGKILL)
+            return b"other"
+        apply(Change(config, None, None, edit))
+    """
+
+    killed = subprocess.run([sys.executable, "-c", program, home.config], check=False)
+
+    assert killed.returncode == -signal.SIGKILL
+    assert home.config.read_text() == "[user]\n"
+    with pytest.raises(GitConfigFailed, match="another process is editing"):
+        home.setup()
+
+
+def test_what_cannot_be_read_or_replaced_is_refused(home: Home) -> None:
+    home.config.mkdir()
+
+    with pytest.raises(GitConfigFailed, match="is not a regular file"):
+        home.setup()
+
+
+def test_a_device_in_place_of_the_file_is_never_replaced(home: Home) -> None:
+    env = home.env | {"GIT_CONFIG_GLOBAL": "/dev/null"}
+
+    with pytest.raises(GitConfigFailed, match="/dev/null is not a regular file"):
+        gitconfig.setup(Scope.GLOBAL, "", home.owned, env=env, cwd=home.path)
+    assert gitconfig.undo(Scope.GLOBAL, home.owned, env=env, cwd=home.path) == []
+
+
+def test_a_loop_of_links_is_an_error(home: Home) -> None:
+    home.config.symlink_to(home.config)
+
+    with pytest.raises(GitConfigFailed, match="cannot read"):
+        home.setup()
+
+
+def test_a_missing_directory_is_an_error(home: Home) -> None:
+    env = home.env | {"GIT_CONFIG_GLOBAL": "missing/gitconfig"}
+    change = gitconfig.setup(Scope.GLOBAL, "", home.owned, env=env, cwd=home.path)[1]
+
+    with pytest.raises(GitConfigFailed, match=r"cannot write .*: No such file or directory") as failed:
+        gitconfig.apply(change)
+
+    assert failed.value.hint == f"ls -ld {home.path / 'missing'}"
+
+
+def test_a_read_only_file_is_refused_and_kept(home: Home) -> None:
+    home.config.write_text("[user]\n")
+    home.config.chmod(0o444)
+
+    with pytest.raises(GitConfigFailed, match="is read-only"):
+        home.setup()
+
+    assert home.config.read_text() == "[user]\n"
+    assert not (home.path / ".gitconfig.lock").exists()
+
+
+def test_a_read_only_file_with_our_block_is_no_error(home: Home) -> None:
+    home.setup()
+    home.config.chmod(0o444)
+
+    assert home.setup() == [False, False]
+
+
+def test_a_directory_that_we_may_not_write_is_an_error(nobodys_home: Home) -> None:
+    nobodys_home.config.write_text("[user]\n")
+    nobodys_home.setup()
+    before = nobodys_home.config.read_bytes()
+    nobodys_home.path.chmod(0o500)
+    nobodys_home.owned.parent.chmod(0o500)
+
+    with pytest.raises(GitConfigFailed, match=r"cannot write .*gitconfig: Permission denied"):
+        nobodys_home.undo()
+    with pytest.raises(GitConfigFailed, match=r"cannot write .*gitconfig: Permission denied"):
+        gitconfig.write_owned(nobodys_home.owned, "new")
+    with pytest.raises(GitConfigFailed, match=r"cannot delete .*gitconfig: Permission denied"):
+        gitconfig.apply(Change(nobodys_home.owned, b"", None))
+
+    assert nobodys_home.config.read_bytes() == before
+
+
+def test_undo_passes_by_a_directory_that_we_may_not_enter(nobodys_home: Home) -> None:
+    nobodys_home.setup()
+    closed = nobodys_home.path / ".config" / "git"
+    closed.mkdir(parents=True)
+    (closed / "config").touch()
+    closed.chmod(0)
+
+    undone = nobodys_home.undo()
+
+    closed.chmod(0o700)
+    assert undone == [nobodys_home.config, nobodys_home.owned]
+
+
+def test_a_file_that_we_may_not_read_is_an_error(nobodys_home: Home) -> None:
+    nobodys_home.config.write_text("[user]\n")
+    nobodys_home.config.chmod(0)
+
+    with pytest.raises(GitConfigFailed, match=r"cannot read .*gitconfig: Permission denied"):
+        nobodys_home.setup()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_file_of_somebody_else_is_refused(nobodys_home: Home) -> None:
+    os.seteuid(0)
+    nobodys_home.config.write_text("[user]\n")
+    os.seteuid(NOBODY)
+
+    with pytest.raises(GitConfigFailed, match="belongs to user 0"):
+        nobodys_home.setup()
+
+    assert nobodys_home.config.stat().st_uid == 0
+    assert nobodys_home.config.read_text() == "[user]\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_group_that_we_are_not_in_is_lost_and_nothing_else(nobodys_home: Home) -> None:
+    nobodys_home.config.write_text("[user]\n")
+    os.seteuid(0)
+    os.chown(nobodys_home.config, NOBODY, 1234)
+    os.seteuid(NOBODY)
+
+    nobodys_home.setup()
+
+    assert nobodys_home.config.stat().st_gid == NOBODY
+    assert nobodys_home.config.read_bytes().startswith(b"[user]\n")
+
+
+# Which file
+
+
+def test_the_global_file_is_the_one_git_would_write(home: Home) -> None:
+    def find(**more: str) -> Path:
+        return gitconfig.user_file(Scope.GLOBAL, home.env | more, home.path)
+
+    xdg = home.path / "xdg" / "git" / "config"
+    fallback = home.path / ".config" / "git" / "config"
+    for file in (xdg, fallback):
+        file.parent.mkdir(parents=True)
+
+    assert find() == home.config
+    assert find(GIT_CONFIG_GLOBAL="named") == home.path / "named"
+    fallback.touch()
+    assert find() == fallback
+    assert find(XDG_CONFIG_HOME=str(home.path / "xdg")) == home.config
+    xdg.touch()
+    assert find(XDG_CONFIG_HOME=str(home.path / "xdg")) == xdg
+    home.git("config", "--global", "user.name", "Me")
+    assert "Me" in fallback.read_text()
+    home.config.touch()
+    assert find(XDG_CONFIG_HOME=str(home.path / "xdg")) == home.config
+
+
+@pytest.mark.parametrize(
+    ("env", "message"), [({"GIT_CONFIG_GLOBAL": ""}, "GIT_CONFIG_GLOBAL is empty"), ({}, "HOME is not set")]
+)
+def test_no_global_file_is_an_error(env: dict[str, str], message: str) -> None:
+    with pytest.raises(GitConfigFailed, match=message):
+        gitconfig.user_file(Scope.GLOBAL, env, Path("/"))
+
+
+def test_the_local_file_is_that_of_the_repository_around(home: Home) -> None:
+    home.git("init", "-q", "repo")
+    inside = home.path / "repo" / "a" / "b"
+    inside.mkdir(parents=True)
+    config = home.path / "repo" / ".git" / "config"
+    before = config.read_bytes()
+    ours = home.helper("ours", "ours")
+
+    home.setup(Scope.LOCAL, gitconfig.render(OURS, ours), cwd=inside)
+
+    assert config.read_bytes().startswith(before)
+    assert home.git("-C", "repo", "config", "--local", "include.path") == f"{home.owned}\n"
+    assert not home.config.exists()
+    home.undo(Scope.LOCAL, cwd=inside)
+    assert config.read_bytes() == before
+
+
+def test_the_local_file_of_a_linked_worktree_is_that_of_its_repository(home: Home) -> None:
+    home.git("init", "-q", "repo")
+    author = ("-c", "user.name=a", "-c", "user.email=a")
+    home.git("-C", "repo", *author, "commit", "-q", "--allow-empty", "-m", "x")
+    home.git("-C", "repo", "worktree", "add", "-q", "../tree")
+
+    file = gitconfig.user_file(Scope.LOCAL, home.env, home.path / "tree")
+
+    assert file == home.path / "repo" / ".git" / "config"
+
+
+def test_local_outside_a_repository_is_an_error(home: Home) -> None:
+    env = home.env | {"GIT_CEILING_DIRECTORIES": str(home.path.parent)}
+
+    with pytest.raises(GitConfigFailed, match="no repository at") as failed:
+        gitconfig.user_file(Scope.LOCAL, env, home.path)
+
+    assert "not a git repository" in failed.value.hint
+
+
+def test_without_git_the_error_says_so(home: Home) -> None:
+    with pytest.raises(GitConfigFailed, match="git cannot be run"):
+        gitconfig.user_file(Scope.LOCAL, home.env | {"PATH": str(home.path)}, home.path)
+
+
+@pytest.mark.parametrize("before", [b"[core]\r\n\tbare = false", b"", None])
+def test_the_system_file_gets_our_sections_inline_and_undo_takes_them_out(home: Home, before: bytes | None) -> None:
+    system = home.path / "etc gitconfig"
+    if before is not None:
+        system.write_bytes(before)
+    env = {name: value for name, value in home.env.items() if name != "GIT_CONFIG_NOSYSTEM"}
+    env["GIT_CONFIG_SYSTEM"] = str(system)
+    ours = home.helper("our helper", "ours")
+    text = gitconfig.render([("github.com", "Acme"), ("github.com", "acme")], ours)
+    mask = os.umask(0o077)
+
+    try:
+        changes = gitconfig.setup(Scope.SYSTEM, text, home.owned, env=env, cwd=home.path)
+        assert [gitconfig.apply(change) for change in changes] == [True]
+    finally:
+        os.umask(mask)
+
+    assert not home.owned.exists()
+    assert before is not None or stat.S_IMODE(system.stat().st_mode) == 0o644
+    assert (
+        home.git("config", "--system", "--get-all", "credential.https://github.com/Acme.helper", env=env)
+        == "\n" + gitconfig._escaped_for_sh(str(ours)) + "\n"
+    )
+    assert not gitconfig.setup(Scope.SYSTEM, text, home.owned, env=env, cwd=home.path)[0].is_needed
+    for change in gitconfig.undo(Scope.SYSTEM, home.owned, env=env, cwd=home.path):
+        gitconfig.apply(change)
+    assert (system.read_bytes() if system.exists() else None) == before
+
+
+@pytest.mark.parametrize("answers", ["var", "edit", "neither"])
+def test_the_system_file_is_found_with_old_git_and_new(home: Home, answers: str) -> None:
+    """git learned `var GIT_CONFIG_SYSTEM` in 2.40; this one answers as the versions before and after did."""
+    git = home.path / "bin" / "git"
+    git.parent.mkdir()
+    git.write_text(
+        "#!/bin/sh\n"
+        '[ -z "$GIT_CONFIG_NOSYSTEM" ] || exit 1\n'
+        'case "$1" in\n'
+        f"var) [ {answers} = var ] && echo /opt/etc/gitconfig ;;\n"
+        f"config) [ {answers} = edit ] && $GIT_EDITOR /opt/etc/gitconfig ;;\n"
+        "esac\n"
+    )
+    git.chmod(0o755)
+
+    file = gitconfig.user_file(Scope.SYSTEM, home.env | {"PATH": f"{git.parent}:/bin:/usr/bin"}, home.path)
+
+    assert file == Path("/etc/gitconfig" if answers == "neither" else "/opt/etc/gitconfig")
+
+
+# The helper's own path
+
+
+def test_the_helper_beside_the_running_command_wins_and_its_link_is_kept(home: Home) -> None:
+    real = home.helper(f"venv/{gitconfig.HELPER}", "x")
+    link = home.path / "bin" / gitconfig.HELPER
+    link.parent.mkdir()
+    link.symlink_to(real)
+
+    assert gitconfig.installed_helper(str(link.parent / "ghapp"), [str(real.parent)]) == link
+
+
+def test_the_helper_is_looked_for_where_scripts_are_installed(home: Home) -> None:
+    helper = home.helper(f"scripts/{gitconfig.HELPER}", "x")
+    home.helper(f"elsewhere/{gitconfig.HELPER}", "x")
+    directories = [str(home.path / "missing"), str(helper.parent)]
+
+    assert gitconfig.installed_helper(str(home.path / "elsewhere" / "pytest"), directories) == helper
+    assert gitconfig.installed_helper(str(home.path / "ghapp"), directories) == helper
+
+
+def test_the_helper_of_a_relative_command_is_absolute(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    helper = home.helper(gitconfig.HELPER, "x")
+    monkeypatch.chdir(home.path)
+
+    assert gitconfig.installed_helper("./ghapp", []) == helper
+
+
+def test_a_helper_that_cannot_run_is_no_helper(home: Home) -> None:
+    helper = home.helper(gitconfig.HELPER, "x")
+    helper.chmod(0o644)
+
+    with pytest.raises(GitConfigFailed, match="no executable git-credential-ghapp in") as failed:
+        gitconfig.installed_helper(str(home.path / "ghapp"), [])
+
+    assert failed.value.hint == "reinstall ghapp"
+
+
+def test_the_default_places_are_those_of_this_python(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", [str(home.path / "ghapp")])
+    helper = home.helper(gitconfig.HELPER, "x")
+
+    assert gitconfig.installed_helper() == helper
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "/home/me/.cache/uv/archive-v0/Xy1",
+        "/home/me/.cache/uv/environments-v2/ghapp-1",
+        "/home/me/.cache/uv/builds-v0/.tmpX",
+        "/x/uv/cache/archive-v12/a/bin/git-credential-ghapp",
+        "/home/me/.local/pipx/.cache/0a1b2c",
+        "/home/me/.local/share/pipx/.cache/0a1b2c/bin",
+        "/home/me/.cache/pipx/0a1b2c",
+        "/Users/me/Library/Caches/pipx/0a1b2c",
+        "/var/cache/pipx/0a1b2c",
+    ],
+)
+def test_a_throw_away_prefix_is_known(prefix: str) -> None:
+    assert gitconfig.is_throw_away(prefix)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "/usr",
+        "/home/me/.local/share/uv/tools/ghapp",
+        "/home/uv/src/archive",
+        "/archive-v0/uv/x",
+        "/home/me/.local/share/pipx/venvs/ghapp",
+        "/home/me/.local/pipx",
+        "/cache/pipx/venvs/ghapp",
+        "/opt/pipx/x",
+        "pipx/x",
+    ],
+)
+def test_a_lasting_prefix_is_not_taken_for_a_throw_away_one(prefix: str) -> None:
+    assert not gitconfig.is_throw_away(prefix)
