@@ -10,7 +10,6 @@ from typing import Any
 
 import httpx
 import pytest
-
 from standin import Lag, StandIn
 from standin.client import Client, as_app
 from standin.clock import iso
@@ -20,9 +19,7 @@ from standin.model import App, Installation
 DESCRIPTION = Path(__file__).parents[2] / "shared/reference/github-apps-openapi.json"
 TOKENS = "/app/installations/{}/access_tokens"
 NOT_GRANTED = "The permissions requested are not granted to this installation."
-NOT_ACCESSIBLE = (
-    "There is at least one repository that does not exist or is not accessible to the parent installation."
-)
+NOT_ACCESSIBLE = "There is at least one repository that does not exist or is not accessible to the parent installation."
 
 
 @pytest.fixture
@@ -79,7 +76,7 @@ def mint(client: httpx.Client, installation: Installation, asked: object = None)
     ],
 )
 @pytest.mark.usefixtures("installation")
-def test_a_path_has_its_status(client: Client, path: str, status: int):
+def test_a_path_has_its_status(client: Client, path: str, status: int) -> None:
     answer = client.get(path)
 
     assert answer.status_code == status
@@ -88,7 +85,7 @@ def test_a_path_has_its_status(client: Client, path: str, status: int):
 
 
 @pytest.mark.usefixtures("installation")
-def test_a_renamed_repository_is_found_by_a_redirect_to_its_id(github: StandIn, client: Client):
+def test_a_renamed_repository_is_found_by_a_redirect_to_its_id(github: StandIn, client: Client) -> None:
     repository = github.find_repository("acme", "rocket")
     assert repository is not None
     github.rename(repository, "acme/starship")
@@ -103,7 +100,7 @@ def test_a_renamed_repository_is_found_by_a_redirect_to_its_id(github: StandIn, 
     assert github.violations == []
 
 
-def test_installations_come_in_pages(github: StandIn, app: App, client: Client):
+def test_installations_come_in_pages(github: StandIn, app: App, client: Client) -> None:
     for number in range(5):
         github.install(app, f"org-{number}")
     github.install(app, "corp", account_type="Enterprise")
@@ -117,11 +114,11 @@ def test_installations_come_in_pages(github: StandIn, app: App, client: Client):
 
     assert len(seen) == 7
     assert [item["account"] and item["target_type"] for item in seen[-2:]] == ["Enterprise", None]
-    assert "rel=\"last\"" in client.get("/app/installations?per_page=3&page=2").headers["link"]
+    assert 'rel="last"' in client.get("/app/installations?per_page=3&page=2").headers["link"]
     assert github.violations == []
 
 
-def test_since_leaves_out_what_did_not_change(github: StandIn, app: App, client: Client):
+def test_since_leaves_out_what_did_not_change(github: StandIn, app: App, client: Client) -> None:
     github.install(app, "old")
     github.clock.advance(100)
     start = github.clock.now()
@@ -145,14 +142,14 @@ def test_since_leaves_out_what_did_not_change(github: StandIn, app: App, client:
         ({"permissions": {"contents": "read"}}, None, {"contents": "read", "metadata": "read"}),
     ],
 )
-def test_a_token_has_what_was_asked_and_nothing_asked_is_everything(
+def test_a_token_has_what_was_asked_and_nothing_asked_is_everything(  # noqa: PLR0917  # pytest names them
     github: StandIn,
     client: Client,
     installation: Installation,
     asked: object,
     repositories: list[str] | None,
     permissions: dict[str, str] | None,
-):
+) -> None:
     answer = mint(client, installation, asked)
     body = answer.json()
 
@@ -186,7 +183,7 @@ def test_a_token_has_what_was_asked_and_nothing_asked_is_everything(
 )
 def test_a_mint_is_refused_with_githubs_text(
     client: Client, installation: Installation, asked: Any, status: int, message: str
-):
+) -> None:
     content = asked if isinstance(asked, bytes) else json.dumps(asked).encode()
 
     answer = client.post(TOKENS.format(installation.id), content=content)
@@ -196,7 +193,7 @@ def test_a_mint_is_refused_with_githubs_text(
 
 def test_the_old_name_of_a_repository_cannot_be_minted_for(
     github: StandIn, client: Client, installation: Installation
-):
+) -> None:
     repository = github.find_repository("acme", "rocket")
     assert repository is not None
     github.rename(repository, "acme/starship")
@@ -206,7 +203,7 @@ def test_the_old_name_of_a_repository_cannot_be_minted_for(
     assert mint(client, installation, {"repositories": ["starship"]}).status_code == 201
 
 
-def test_a_stateless_token_has_todays_shape(client: Client, installation: Installation, app: App):
+def test_a_stateless_token_has_todays_shape(client: Client, installation: Installation, app: App) -> None:
     tokens = [mint(client, installation).json()["token"] for _ in range(3)]
 
     for token in tokens:
@@ -217,7 +214,7 @@ def test_a_stateless_token_has_todays_shape(client: Client, installation: Instal
     assert len(set(tokens)) == 3
 
 
-def test_token_and_expiry_follow_the_switches(github: StandIn, client: Client, installation: Installation):
+def test_token_and_expiry_follow_the_switches(github: StandIn, client: Client, installation: Installation) -> None:
     github.settings.token_format = "legacy"  # noqa: S105  # a format
     github.settings.expires_at_suffix = "+00:00"
     legacy = mint(client, installation).json()
@@ -236,7 +233,7 @@ def test_token_and_expiry_follow_the_switches(github: StandIn, client: Client, i
 
 def test_an_answer_can_be_wider_than_what_was_asked(
     github: StandIn, client: Client, installation: Installation
-):
+) -> None:
     github.settings.edit_mint = lambda body: body | {"repository_selection": "all"}
 
     assert mint(client, installation, {"repositories": ["rocket"]}).json()["repository_selection"] == "all"
@@ -244,7 +241,7 @@ def test_an_answer_can_be_wider_than_what_was_asked(
 
 def test_new_permissions_wait_for_the_owner(
     github: StandIn, app: App, client: Client, installation: Installation
-):
+) -> None:
     github.request_permissions(app, {"issues": "write"})
     asked = {"permissions": {"issues": "write"}}
     assert mint(client, installation, asked).json()["message"] == NOT_GRANTED
@@ -256,7 +253,7 @@ def test_new_permissions_wait_for_the_owner(
 
 def test_a_suspended_installation_is_shown_but_mints_nothing(
     github: StandIn, client: Client, installation: Installation
-):
+) -> None:
     token = mint(client, installation).json()["token"]
     assert client.put(f"/app/installations/{installation.id}/suspended").status_code == 204
 
@@ -273,7 +270,7 @@ def test_a_suspended_installation_is_shown_but_mints_nothing(
 
 def test_a_new_installation_has_a_new_id_and_the_old_one_is_gone(
     github: StandIn, client: Client, installation: Installation
-):
+) -> None:
     again = github.reinstall(installation)
 
     assert again.id != installation.id
@@ -281,9 +278,7 @@ def test_a_new_installation_has_a_new_id_and_the_old_one_is_gone(
     assert mint(client, again, {"repositories": ["rocket"]}).status_code == 201
 
 
-def test_the_allow_list_refuses_lookups_and_mints(
-    github: StandIn, client: Client, installation: Installation
-):
+def test_the_allow_list_refuses_lookups_and_mints(github: StandIn, client: Client, installation: Installation) -> None:
     github.settings.ip_allow_list.add("acme")
 
     for answer in (client.get("/repos/acme/rocket/installation"), mint(client, installation)):
@@ -296,7 +291,7 @@ def test_the_allow_list_refuses_lookups_and_mints(
 
 def test_a_token_lists_its_own_repositories_until_it_is_revoked(
     github: StandIn, client: Client, installation: Installation
-):
+) -> None:
     fuel = github.find_repository("acme", "fuel")
     assert fuel is not None
     github.select(installation, fuel)
@@ -313,13 +308,11 @@ def test_a_token_lists_its_own_repositories_until_it_is_revoked(
         assert holder.delete("/installation/token").status_code == 204
         gone = holder.delete("/installation/token")
     assert (gone.status_code, gone.json()["message"]) == (401, "Bad credentials")
-    assert github.requests[-1].token_sha256 == base64.b64encode(
-        hashlib.sha256(narrow.encode()).digest()
-    ).decode()
+    assert github.requests[-1].token_sha256 == base64.b64encode(hashlib.sha256(narrow.encode()).digest()).decode()
     assert github.violations == []
 
 
-def test_a_token_ends_after_an_hour(github: StandIn, client: Client, installation: Installation):
+def test_a_token_ends_after_an_hour(github: StandIn, client: Client, installation: Installation) -> None:
     token = mint(client, installation).json()["token"]
 
     with Client(github, f"token {token}") as holder:
@@ -330,7 +323,7 @@ def test_a_token_ends_after_an_hour(github: StandIn, client: Client, installatio
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_fresh_token_can_lag(github: StandIn, client: Client, installation: Installation, status: Any):
+def test_a_fresh_token_can_lag(github: StandIn, client: Client, installation: Installation, status: Any) -> None:
     github.settings.lag = Lag(seconds=3, requests=2, rest_status=status)
     token = mint(client, installation).json()["token"]
 
@@ -344,7 +337,7 @@ def test_a_fresh_token_can_lag(github: StandIn, client: Client, installation: In
 # Rules for every request.
 
 
-def test_a_request_needs_a_user_agent(client: Client):
+def test_a_request_needs_a_user_agent(client: Client) -> None:
     answer = client.get("/app", headers={"user-agent": ""})
 
     assert answer.status_code == 403
@@ -357,7 +350,7 @@ def test_a_request_needs_a_user_agent(client: Client):
 )
 def test_a_version_of_the_api_is_known_unknown_or_retired(
     github: StandIn, client: Client, version: str, status: int
-):
+) -> None:
     github.settings.retired_versions = ("2020-01-01",)
 
     answer = client.get("/rate_limit", headers={"x-github-api-version": version})
@@ -370,7 +363,7 @@ def test_a_version_of_the_api_is_known_unknown_or_retired(
     assert github.violations == []
 
 
-def test_ghe_com_answers_nobody_without_a_token(tmp_path: Path):
+def test_ghe_com_answers_nobody_without_a_token(tmp_path: Path) -> None:
     with (
         StandIn.start(tmp_path, hosts=["acme.ghe.com"]) as github,
         Client(github, base_url="https://api.acme.ghe.com") as client,
@@ -378,7 +371,7 @@ def test_ghe_com_answers_nobody_without_a_token(tmp_path: Path):
         assert client.get("/versions").status_code == 401
 
 
-def test_the_primary_limit_is_kept_and_shown(github: StandIn, client: Client, installation: Installation):
+def test_the_primary_limit_is_kept_and_shown(github: StandIn, client: Client, installation: Installation) -> None:
     github.settings.primary_limit = 2
     token = mint(client, installation).json()["token"]
 
@@ -395,7 +388,7 @@ def test_the_primary_limit_is_kept_and_shown(github: StandIn, client: Client, in
 
 def test_the_secondary_limit_counts_a_mint_five_times(
     github: StandIn, client: Client, installation: Installation
-):
+) -> None:
     github.settings.secondary_limit = 900
     github.settings.secondary_status = 429
 

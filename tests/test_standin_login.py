@@ -5,7 +5,6 @@ from pathlib import Path
 
 import jwt
 import pytest
-
 from standin import StandIn
 from standin.client import Client, app_jwt, as_app
 from standin.model import App
@@ -22,9 +21,7 @@ def app(github: StandIn) -> App:
     return github.add_app("acme-bot", {"contents": "write"})
 
 
-MUST_BE_INTEGER = (
-    "'Issued at' claim ('iat') must be an Integer representing the time that the assertion was issued"
-)
+MUST_BE_INTEGER = "'Issued at' claim ('iat') must be an Integer representing the time that the assertion was issued"
 MUST_BE_FUTURE = (
     "'Expiration time' claim ('exp') must be a numeric value representing the future time at which "
     "the assertion expires"
@@ -54,7 +51,7 @@ ISSUER = "'Issuer' claim ('iss') must be an Integer"
 )
 def test_a_wrong_claim_gets_githubs_text(
     github: StandIn, app: App, claims: dict[str, object], status: int, message: str
-):
+) -> None:
     now = int(github.clock.now())
     moved = {
         name: now + value if name in ("iat", "exp") and isinstance(value, int | float) else value
@@ -70,7 +67,7 @@ def test_a_wrong_claim_gets_githubs_text(
 
 
 @pytest.mark.parametrize("kind", ["client id", "app id", "integer app id"])
-def test_an_app_signs_in_with_each_of_its_identifiers(github: StandIn, app: App, kind: str):
+def test_an_app_signs_in_with_each_of_its_identifiers(github: StandIn, app: App, kind: str) -> None:
     issuer = {"client id": app.client_id, "app id": str(app.id), "integer app id": app.id}[kind]
 
     with Client(github, f"Bearer {app_jwt(app, github.clock.now(), iss=issuer)}") as client:
@@ -81,7 +78,7 @@ def test_an_app_signs_in_with_each_of_its_identifiers(github: StandIn, app: App,
 
 
 @pytest.mark.parametrize("authorization", [None, "Bearer nonsense", "Bearer a.b.c", "Basic eDp5"])
-def test_anything_but_a_jwt_cannot_be_decoded(github: StandIn, authorization: str | None):
+def test_anything_but_a_jwt_cannot_be_decoded(github: StandIn, authorization: str | None) -> None:
     with Client(github, authorization) as client:
         answer = client.get("/app")
 
@@ -89,7 +86,7 @@ def test_anything_but_a_jwt_cannot_be_decoded(github: StandIn, authorization: st
     assert answer.json()["message"] == "A JSON web token could not be decoded"
 
 
-def test_a_jwt_must_come_as_bearer_and_as_rs256(github: StandIn, app: App):
+def test_a_jwt_must_come_as_bearer_and_as_rs256(github: StandIn, app: App) -> None:
     now = int(github.clock.now())
     weak = jwt.encode({"iss": app.client_id, "iat": now, "exp": now + 60}, "x" * 32, algorithm="HS256")
 
@@ -98,7 +95,7 @@ def test_a_jwt_must_come_as_bearer_and_as_rs256(github: StandIn, app: App):
             assert client.get("/app").status_code == 401
 
 
-def test_every_key_of_an_app_works_until_it_is_removed(github: StandIn, app: App):
+def test_every_key_of_an_app_works_until_it_is_removed(github: StandIn, app: App) -> None:
     first, second = app.private_key_pem, app.add_key()
     assert first.startswith(b"-----BEGIN RSA PRIVATE KEY-----")
     assert first != second
@@ -112,7 +109,7 @@ def test_every_key_of_an_app_works_until_it_is_removed(github: StandIn, app: App
         assert client.get("/app").status_code == 200
 
 
-def test_an_app_without_a_key_must_generate_one(github: StandIn, app: App):
+def test_an_app_without_a_key_must_generate_one(github: StandIn, app: App) -> None:
     authorization = f"Bearer {app_jwt(app, github.clock.now())}"
     app.remove_key(app.private_key_pem)
 
@@ -120,7 +117,7 @@ def test_an_app_without_a_key_must_generate_one(github: StandIn, app: App):
         assert client.get("/app").json()["message"] == "Integration must generate a public key"
 
 
-def test_an_old_ghes_knows_no_client_ids(tmp_path: Path):
+def test_an_old_ghes_knows_no_client_ids(tmp_path: Path) -> None:
     with StandIn.start(tmp_path, hosts=["git.corp.example"]) as github:
         app = github.add_app("acme-bot")
         github.settings.hosts_without_client_ids.add("git.corp.example")
@@ -132,7 +129,7 @@ def test_an_old_ghes_knows_no_client_ids(tmp_path: Path):
             assert client.get("/app").json()["html_url"] == "https://git.corp.example/apps/acme-bot"
 
 
-def test_the_clock_moves_the_date_and_what_a_jwt_means(github: StandIn, app: App):
+def test_the_clock_moves_the_date_and_what_a_jwt_means(github: StandIn, app: App) -> None:
     with as_app(github, app) as client:
         assert client.get("/app").status_code == 200
 
@@ -143,7 +140,7 @@ def test_the_clock_moves_the_date_and_what_a_jwt_means(github: StandIn, app: App
         assert answer.headers.get_list("date") == [github.clock.http_date()]
 
 
-def test_too_many_bad_logins_lock_out_good_ones(github: StandIn, app: App):
+def test_too_many_bad_logins_lock_out_good_ones(github: StandIn, app: App) -> None:
     github.settings.login_attempts = 3
     with Client(github, "Bearer nonsense") as client:
         assert [client.get("/app").status_code for _ in range(4)] == [401, 401, 401, 403]

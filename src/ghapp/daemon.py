@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from ghapp.github import AppClient, GitHub
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("ghapp.daemon")  # by name: run as a module, ours is __main__
 
 GRACE = 2.0  # seconds for requests in flight when we are told to end
 SIGNING_THREADS = 4  # a signer that hangs must not take the threads that name resolution needs

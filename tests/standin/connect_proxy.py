@@ -33,7 +33,7 @@ class ConnectProxy:
     async def start(self, target_port: int) -> int:
         """Listen on the loopback and return the port."""
         self._target_port = target_port
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=LONGEST_HEAD)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=LONGEST_HEAD, backlog=1024)
         port: int = self._server.sockets[0].getsockname()[1]
         return port
 
@@ -78,9 +78,7 @@ class ConnectProxy:
             await _close(from_us)
 
     def _refusal(self, method: bytes, target: str, headers: list[bytes]) -> bytes | None:
-        given = [
-            h.partition(b":")[2].strip() for h in headers if h.lower().startswith(b"proxy-authorization:")
-        ]
+        given = [h.partition(b":")[2].strip() for h in headers if h.lower().startswith(b"proxy-authorization:")]
         if self._authorization is not None and self._authorization not in given:
             return UNAUTHORIZED
         return None if method == b"CONNECT" and target in self._allowed else FORBIDDEN

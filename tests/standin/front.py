@@ -163,9 +163,7 @@ class Visit:
         record = self._record
         query = dict(parse_qsl(record.query, keep_blank_values=True))
         problems = description.check_request(record.method, path, query, record.body)
-        problems += description.check_response(
-            record.method, path, answer.status, answer.headers, answer.body
-        )
+        problems += description.check_response(record.method, path, answer.status, answer.headers, answer.body)
         self._world.violations.extend(problems)
 
     async def _read(self) -> bytes:
@@ -194,9 +192,7 @@ class Visit:
         date = {"date": self._world.clock.http_date()}
         headers = self._fixed | date | dict(answer.headers) | length
         self._note(answer.status)
-        await self._send(
-            {"type": "http.response.start", "status": answer.status, "headers": list(_raw(headers))}
-        )
+        await self._send({"type": "http.response.start", "status": answer.status, "headers": list(_raw(headers))})
         await self._send({"type": "http.response.body", "body": answer.body})
 
     async def _misbehave(self, fault: Fault) -> None:
@@ -211,9 +207,7 @@ class Visit:
             return
         self._note(fault.status)
         headers |= {"content-length": str(fault.content_length), "date": self._world.clock.http_date()}
-        await self._send(
-            {"type": "http.response.start", "status": fault.status, "headers": list(_raw(headers))}
-        )
+        await self._send({"type": "http.response.start", "status": fault.status, "headers": list(_raw(headers))})
         await self._send({"type": "http.response.body", "body": fault.body, "more_body": True})
         self._transport().close()  # after what was written
 

@@ -31,9 +31,7 @@ def basic(authorization: str | None) -> tuple[str, str] | None:
     return (username, password) if colon else None
 
 
-def check(
-    world: World, repository: Repository | None, authorization: str | None, *, write: bool
-) -> Token | None:
+def check(world: World, repository: Repository | None, authorization: str | None, *, write: bool) -> Token | None:
     """Return the token that opens the repository, `None` for a public one, or raise the refusal."""
     if authorization is None:
         if repository is not None and not repository.private and not write:

@@ -45,9 +45,7 @@ class Lfs:
             git_access.check(self._world, repository, authorization, write=operation == "upload")
         except GitRefusalError as refusal:
             headers = {"lfs-authenticate": 'Basic realm="GitHub"'} if refusal.status == 401 else {}
-            return JSONResponse(
-                {"message": refusal.message}, refusal.status, headers=headers, media_type=MEDIA_TYPE
-            )
+            return JSONResponse({"message": refusal.message}, refusal.status, headers=headers, media_type=MEDIA_TYPE)
         assert repository is not None, "check() refuses what does not exist"
         base = f"https://{request.headers['host']}/lfs-storage/{repository.id}"
         objects = [self._offer(base, repository.id, operation, item) for item in wanted["objects"]]

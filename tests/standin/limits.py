@@ -52,9 +52,7 @@ class Limits:
 
     def headers(self, caller: str) -> dict[str, str]:
         numbers = self.numbers(caller)
-        return {f"x-ratelimit-{key}": str(value) for key, value in numbers.items()} | {
-            "x-ratelimit-resource": "core"
-        }
+        return {f"x-ratelimit-{key}": str(value) for key, value in numbers.items()} | {"x-ratelimit-resource": "core"}
 
     def numbers(self, caller: str) -> dict[str, int]:
         window = self._window(caller)

@@ -17,9 +17,7 @@ MOST_REPOSITORIES = 500
 DOCS = "https://docs.github.com/rest/reference/apps#create-an-installation-access-token-for-an-app"
 SUSPENDED = "This installation has been suspended"
 NOT_GRANTED = "The permissions requested are not granted to this installation."
-NOT_ACCESSIBLE = (
-    "There is at least one repository that does not exist or is not accessible to the parent installation."
-)
+NOT_ACCESSIBLE = "There is at least one repository that does not exist or is not accessible to the parent installation."
 TOO_MANY = "You can list at most 500 repositories."  # the real text is not known
 
 
@@ -124,9 +122,7 @@ def _record(token: Token, repositories: list[Repository] | None, asked: dict[str
     )
 
 
-def _body(
-    token: Token, repositories: list[Repository] | None, site: Site, version: str, suffix: str
-) -> dict[str, Any]:
+def _body(token: Token, repositories: list[Repository] | None, site: Site, version: str, suffix: str) -> dict[str, Any]:
     selected = repositories is not None or not token.installation.everything
     body: dict[str, Any] = {
         "token": token.value,

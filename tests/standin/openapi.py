@@ -65,9 +65,7 @@ class Description:
             problems += self._check(body, f"{operation.pointer}/requestBody/content/application~1json/schema")
         return [f"{method} {path}: {problem}" for problem in problems]
 
-    def check_response(
-        self, method: str, path: str, status: int, headers: Mapping[str, str], body: bytes
-    ) -> list[str]:
+    def check_response(self, method: str, path: str, status: int, headers: Mapping[str, str], body: bytes) -> list[str]:
         """Check status, content type and JSON of an answer."""
         operation = self._find(method, path)
         if operation is None:
@@ -75,9 +73,7 @@ class Description:
         problems = self._check_answer(operation, status, headers, body)
         return [f"{method} {path} -> {status}: {problem}" for problem in problems]
 
-    def _check_answer(
-        self, operation: Operation, status: int, headers: Mapping[str, str], body: bytes
-    ) -> list[str]:
+    def _check_answer(self, operation: Operation, status: int, headers: Mapping[str, str], body: bytes) -> list[str]:
         if str(status) not in operation.content["responses"]:
             tolerated = status in TOLERATED or status in SERVER_ERRORS
             return [] if tolerated else ["no such status"]

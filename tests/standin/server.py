@@ -168,5 +168,5 @@ class _Server(uvicorn.Server):
             transport.abort()
         with suppress(TimeoutError):
             async with asyncio.timeout(GRACE):
-                while self._front.transports:
+                while self._front.transports:  # noqa: ASYNC110  # no event tells
                     await asyncio.sleep(0)  # connection_lost() comes with one of the loop's next turns

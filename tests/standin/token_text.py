@@ -12,9 +12,7 @@ HEADER = {"alg": "ES256", "typ": "JWT"}  # constant: with a five-digit app id th
 SIGNATURE_BYTES = 64
 
 
-def make(
-    app_id: int, now: float, lifetime: float, token_format: Literal["stateless", "legacy"], extra: int
-) -> str:
+def make(app_id: int, now: float, lifetime: float, token_format: Literal["stateless", "legacy"], extra: int) -> str:
     if token_format == "legacy":  # noqa: S105  # a format's name
         letters = string.ascii_letters + string.digits
         return "ghs_" + "".join(secrets.choice(letters) for _ in range(36 + extra))

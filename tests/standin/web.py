@@ -30,9 +30,7 @@ class Web:
     async def new_app(self, request: Request) -> Response:
         """Show the form, then the name to confirm, then go back to the manifest's `redirect_url`."""
         if request.method == "GET":
-            return _page(
-                "Register new GitHub App", _form('<textarea name="manifest"></textarea>', "Continue")
-            )
+            return _page("Register new GitHub App", _form('<textarea name="manifest"></textarea>', "Continue"))
         form = await _fields(request)
         try:
             wanted = manifest.parse(form.get("manifest", ""))

@@ -184,9 +184,7 @@ class World:
     def add_wiki(self, repository: Repository, files: bare.Files = README) -> None:
         bare.create(repository.wiki_path, files)
 
-    def commit(
-        self, repository: Repository, files: bare.Files, message: str = "Change", branch: str = "main"
-    ) -> None:
+    def commit(self, repository: Repository, files: bare.Files, message: str = "Change", branch: str = "main") -> None:
         """Add a commit, as if somebody else had pushed it."""
         bare.commit(repository.bare_path, files, message=message, branch=branch)
 

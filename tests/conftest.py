@@ -1,0 +1,47 @@
+"""Options and fixtures of all suites."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from standin.server import StandIn
+
+
+ROOT = Path(__file__).resolve().parent.parent
+DESCRIPTION = ROOT.parent / "shared" / "reference" / "github-apps-openapi.json"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run what takes minutes or hundreds of megabytes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if "e2e" in item.path.parts:
+            item.add_marker(pytest.mark.e2e)
+        if item.get_closest_marker("slow") and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="slow; run with --slow"))
+
+
+@pytest.fixture(autouse=True)
+def _own_world(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep every test away from the tester's own configuration, sockets and proxies."""
+    home = tmp_path_factory.mktemp("home")
+    for name in list(os.environ):
+        if name.startswith(("XDG_", "GHAPP_", "GIT_", "SSL_CERT_")) or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("GHAPP_RUNTIME_DIR", str(home / "run"))
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    monkeypatch.setenv("GIT_TERMINAL_PROMPT", "0")
+
+
+@pytest.fixture
+def github(tmp_path: Path) -> Iterator[StandIn]:
+    """The stand-in, every request and answer of its API held against GitHub's own description where that is there."""
+    description = DESCRIPTION if DESCRIPTION.exists() else None
+    with StandIn.start(tmp_path / "github", description=description) as standin:
+        yield standin
+        assert standin.violations == []

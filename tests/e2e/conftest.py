@@ -1,0 +1,127 @@
+"""A machine with nothing on it but the installed commands, git, and a stand-in for GitHub behind a proxy."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ghapp import process
+from standin.model import App
+from standin.server import StandIn
+
+
+BIN = Path(sys.executable).parent
+PERMISSIONS = {"contents": "write", "workflows": "write", "metadata": "read", "issues": "write"}
+
+
+class Machine:
+    """An empty HOME and an environment like a new user's, with the proxy and the CA of the stand-in."""
+
+    def __init__(self, directory: Path, github: StandIn) -> None:
+        self.github = github
+        self.home = directory / "home"
+        self.runtime = directory / "run"
+        self.work = directory / "work"
+        for path in (self.home, self.runtime, self.work):
+            path.mkdir(mode=0o700)
+        self.env = {
+            "HOME": str(self.home),
+            "XDG_RUNTIME_DIR": str(self.runtime),
+            "PATH": f"{BIN}:{os.environ['PATH']}",
+            "LANG": "C.UTF-8",
+            "GIT_CONFIG_NOSYSTEM": "1",
+            "GIT_TERMINAL_PROMPT": "0",
+            "GIT_AUTHOR_NAME": "Tester",
+            "GIT_AUTHOR_EMAIL": "tester@example.invalid",
+            "GIT_COMMITTER_NAME": "Tester",
+            "GIT_COMMITTER_EMAIL": "tester@example.invalid",
+            **github.environment,
+            # Debian's git is built with GnuTLS, which does not read SSL_CERT_FILE.
+            "GIT_SSL_CAINFO": github.environment["SSL_CERT_FILE"],
+        }
+
+    @property
+    def sockets(self) -> Path:
+        return self.runtime / "ghapp"
+
+    def run(
+        self,
+        *command: str | Path,
+        cwd: Path | None = None,
+        input: str | None = None,  # noqa: A002  # as subprocess calls it
+        env: dict[str, str] | None = None,
+        check: bool = True,
+        timeout: float = 30,
+    ) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [str(part) for part in command],
+            cwd=cwd or self.work,
+            env=self.env | (env or {}),
+            input=input,
+            stdin=subprocess.DEVNULL if input is None else None,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout,
+        )
+        if check:
+            assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def git(self, *arguments: str | Path, check: bool = True, **options: object) -> subprocess.CompletedProcess[str]:
+        return self.run("git", *arguments, check=check, **options)  # type: ignore[arg-type]  # passed through
+
+    def ghapp(self, *arguments: str | Path, check: bool = True, **options: object) -> subprocess.CompletedProcess[str]:
+        return self.run("ghapp", *arguments, check=check, **options)  # type: ignore[arg-type]  # as above
+
+    def fill(self, repository: str = "acme/rocket", **options: object) -> dict[str, str]:
+        """Ask for a credential as git does, and return the attributes git ends up with."""
+        request = f"protocol=https\nhost=github.com\npath={repository}.git\n\n"
+        done = self.git("credential", "fill", input=request, **options)
+        return dict(line.split("=", 1) for line in done.stdout.splitlines())
+
+    def daemon_pid(self) -> int | None:
+        return process.lock_holder(str(self.sockets))
+
+    def add_app(self, app: App) -> Path:
+        """Write the app's key where only we read it, and register it."""
+        key = self.home / f"{app.slug}.pem"
+        key.touch(mode=0o600)
+        key.write_bytes(app.private_key_pem)
+        self.ghapp("app", "add", "--app-id", str(app.id), "--signer", f"file:{key}")
+        return key
+
+    def end(self) -> None:
+        """Stop the daemon; a test that leaves one behind would disturb the next."""
+        pid = self.daemon_pid()
+        if pid is not None:
+            self.ghapp("daemon", "stop", "--keep-tokens", check=False)
+            assert process.wait_for_end(pid, 10)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, github: StandIn) -> Iterator[Machine]:
+    """A machine on which nothing was set up yet."""
+    if shutil.which("git-credential-ghapp", path=str(BIN)) is None:
+        pytest.skip("ghapp is not installed in this environment")
+    directory = tmp_path / "machine"
+    directory.mkdir(mode=0o700)
+    fresh = Machine(directory, github)
+    yield fresh
+    fresh.end()
+
+
+@pytest.fixture
+def ready(machine: Machine) -> Machine:
+    """A machine with one app, installed on acme with acme/rocket, and git set up."""
+    github = machine.github
+    app = github.add_app("acme-bot", PERMISSIONS)
+    github.install(app, "acme", repositories=["rocket"])
+    github.add_repository("acme/rocket", files={"README.md": "# Rocket\n"})
+    machine.add_app(app)
+    machine.ghapp("setup-git")
+    return machine
