@@ -6,12 +6,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-
-from ghapp import process
 from standin.model import App
 from standin.server import StandIn
+
+from ghapp import process
 
 
 BIN = Path(sys.executable).parent
@@ -72,13 +73,13 @@ class Machine:
             assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
-    def git(self, *arguments: str | Path, check: bool = True, **options: object) -> subprocess.CompletedProcess[str]:
-        return self.run("git", *arguments, check=check, **options)  # type: ignore[arg-type]  # passed through
+    def git(self, *arguments: str | Path, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+        return self.run("git", *arguments, check=check, **options)
 
-    def ghapp(self, *arguments: str | Path, check: bool = True, **options: object) -> subprocess.CompletedProcess[str]:
-        return self.run("ghapp", *arguments, check=check, **options)  # type: ignore[arg-type]  # as above
+    def ghapp(self, *arguments: str | Path, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+        return self.run("ghapp", *arguments, check=check, **options)
 
-    def fill(self, repository: str = "acme/rocket", **options: object) -> dict[str, str]:
+    def fill(self, repository: str = "acme/rocket", **options: Any) -> dict[str, str]:
         """Ask for a credential as git does, and return the attributes git ends up with."""
         request = f"protocol=https\nhost=github.com\npath={repository}.git\n\n"
         done = self.git("credential", "fill", input=request, **options)

@@ -4,7 +4,6 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-
 from e2e.conftest import Machine
 
 

@@ -1,8 +1,6 @@
 """The main job: clone, edit, push, fetch, from a machine on which no daemon runs."""
 
-import pytest
-
-from e2e.conftest import PERMISSIONS, Machine
+from e2e.conftest import Machine
 
 
 def test_clone_edit_push_and_fetch_cost_one_mint_for_that_repository_alone(ready: Machine) -> None:
@@ -18,7 +16,7 @@ def test_clone_edit_push_and_fetch_cost_one_mint_for_that_repository_alone(ready
     ready.git("fetch", cwd=checkout)
 
     (mint,) = ready.github.mints[before:]
-    assert list(mint.repositories) == ["acme/rocket"]
+    assert mint.repositories == ("acme/rocket",)
     assert mint.permissions.keys() <= {"contents", "workflows", "metadata"}
     repository = ready.github.named("acme", "rocket")
     assert repository is not None
