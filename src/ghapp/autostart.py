@@ -82,13 +82,13 @@ def start(deadline: float = START_LIMIT) -> None:
             stderr=subprocess.PIPE,
             cwd="/",
             env=daemon_environment(os.environ),
-            timeout=min(deadline, START_LIMIT),
+            timeout=max(0.1, min(deadline, START_LIMIT)),
             check=False,
         )
     except subprocess.TimeoutExpired:
         raise OSError("the daemon did not start in time (E41)\nghapp daemon run shows why") from None
     except OSError as error:
-        raise OSError(f"cannot start the daemon: {error.strerror} (E41)\nreinstall ghapp") from None
+        raise OSError(f"cannot start the daemon: {error.strerror} (E41)\nuv tool install --force ghapp") from None
     if done.returncode != 0:
         raise OSError(done.stderr.decode(errors="replace").strip() or "the daemon did not start (E41)")
 
@@ -96,25 +96,39 @@ def start(deadline: float = START_LIMIT) -> None:
 def ensure(path: str, *, foreign: bool = False, deadline: float = START_LIMIT) -> None:
     """Return when something of ours listens at `path`; raise OSError if that cannot be had within `deadline` seconds.
 
-    A hundred callers start one daemon: whoever holds the spawn lock starts it, the others wait for the socket.
-    `foreign` says that whoever listens there now is not ours.
+    A hundred callers start one daemon: whoever holds the spawn lock starts it, the others wait for the socket. If it
+    fails for one, it has failed for those who waited. `foreign` says that whoever listened there just now was not
+    ours, or died.
     """
     end = time.monotonic() + deadline
     make_runtime_dir(os.path.dirname(path))  # noqa: PTH120  # a string in, a string out
-    while True:
-        if not foreign and _listens(path):
-            return
-        with _spawn_lock(path) as mine:
-            if mine:
-                if foreign:
-                    end_foreign(path)
-                if not _listens(path):
-                    start(end - time.monotonic())
+    waited = False
+    while foreign or not listens(path):
+        with _spawn_lock(path) as lock:
+            if lock is not None:
+                _start_once(path, lock, foreign=foreign, waited=waited, deadline=end - time.monotonic())
                 return
         if time.monotonic() > end:
             raise OSError("another process is starting the daemon and does not finish (E41)")
         time.sleep(_RETRY * (0.5 + os.urandom(1)[0] / 256))  # apart from each other
-        foreign = False
+        waited = True
+
+
+def _start_once(path: str, lock: int, *, foreign: bool, waited: bool, deadline: float) -> None:
+    """Start the daemon if that is still needed; the lock's file keeps why it failed, for those who waited meanwhile."""
+    failure = os.pread(lock, 4096, 0)
+    if waited and failure:
+        raise OSError(failure.decode(errors="replace"))
+    os.ftruncate(lock, 0)
+    if foreign and not waited:
+        end_foreign(path)
+    elif listens(path):
+        return
+    try:
+        start(deadline)
+    except OSError as error:
+        os.pwrite(lock, str(error.args[-1]).encode(errors="replace"), 0)
+        raise
 
 
 def make_runtime_dir(directory: str) -> None:
@@ -122,13 +136,13 @@ def make_runtime_dir(directory: str) -> None:
 
     Created with its mode, never changed after: there is no moment in which it is open.
     """
-    with contextlib.suppress(FileExistsError):
-        try:
-            os.mkdir(directory, 0o700)  # noqa: PTH102  # the mode matters, and a string is what we have
-        except FileNotFoundError:
-            os.makedirs(os.path.dirname(directory), 0o700, exist_ok=True)  # noqa: PTH103,PTH120  # as above
-            os.mkdir(directory, 0o700)  # noqa: PTH102  # as above
-    status = os.lstat(directory)
+    if not directory.startswith("/"):
+        raise OSError(f"{directory} is not an absolute path (E43)\nset GHAPP_RUNTIME_DIR to one")
+    try:
+        _make(directory)
+        status = os.lstat(directory)
+    except OSError as error:
+        raise OSError(f"cannot create {directory}: {error.strerror} (E43)\nset GHAPP_RUNTIME_DIR") from None
     if not stat.S_ISDIR(status.st_mode):
         raise OSError(f"{directory} is not a directory (E43)\nremove it")
     if status.st_uid != os.geteuid():
@@ -137,12 +151,20 @@ def make_runtime_dir(directory: str) -> None:
         raise OSError(f"{directory} is open to others (E43)\nchmod 700 '{directory}'")
 
 
-def _listens(path: str) -> bool:
+def _make(directory: str) -> None:
+    with contextlib.suppress(FileExistsError):
+        try:
+            os.mkdir(directory, 0o700)  # noqa: PTH102  # the mode matters, and a string is what we have
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(directory), 0o700, exist_ok=True)  # noqa: PTH103,PTH120  # as above
+            os.mkdir(directory, 0o700)  # noqa: PTH102  # as above
+
+
+def listens(path: str) -> bool:
+    """Tell whether anybody listens at `path`, however busy."""
     try:
         client.connect(path, 1.0).close()
-    except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
-        return False
-    except (BlockingIOError, ConnectionResetError, TimeoutError):
+    except TimeoutError:
         return True  # busy is not dead
     except OSError:
         return False
@@ -163,15 +185,16 @@ def end_foreign(path: str) -> None:
 
 
 @contextlib.contextmanager
-def _spawn_lock(path: str) -> Iterator[bool]:
+def _spawn_lock(path: str) -> Iterator[int | None]:
+    """Give the lock's descriptor, or None while somebody else holds it."""
     name = os.path.dirname(path) + "/spawn.lock"  # noqa: PTH120  # as above
     descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield False
+            yield None
         else:
-            yield True
+            yield descriptor
     finally:
         os.close(descriptor)

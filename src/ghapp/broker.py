@@ -7,7 +7,9 @@ across an await.
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -19,10 +21,12 @@ from ghapp.errors import (
     Failed,
     ForeignUser,
     GhappError,
+    KeyUnavailable,
     NetworkFailed,
     NotInstalled,
     NotSelected,
     PathMissing,
+    PermissionMissing,
     RateLimited,
     Suspended,
     UsageError,
@@ -31,9 +35,11 @@ from ghapp.installation import (
     ALL,
     Installation,
     Permissions,
+    Repositories,
     Scope,
-    exceeds,
+    check_granted,
     git_permissions,
+    read_only_of,
     wider_than,
 )
 from ghapp.lease import LAST_RESORT, MAX_LIFE, Lease, LeaseBook
@@ -41,8 +47,12 @@ from ghapp.routing import App, Place, Routes, Unreachable
 
 
 BUDGET = 25.0  # seconds for one get; our client gives up at 30, git's own never does
+WORK_BUDGET = 20.0  # seconds for one look-up or mint: some are left to hand out a lease that still lives
 REVOKE_BUDGET = 5.0  # seconds for all of them: `daemon stop` waits for it
 REVOKE_AT_ONCE = 10
+MINTS_OF_A_SCOPE = 6  # a minute; an erase loop must not get the app throttled
+MINTS_OF_AN_APP = 150  # a minute; GitHub allows about 180
+MINUTE = 60.0
 MAX_FAILURES = 1_000  # remembered errors; names come from URLs that strangers write
 
 Result = TypeVar("Result")
@@ -122,16 +132,47 @@ class TokenIssuer(Protocol):
         ...
 
 
+Attempt = Callable[[TokenIssuer, Sequence[Place]], Awaitable[Lease]]
+
+
+@dataclass(slots=True)
+class Pace:
+    """When tokens were minted lately."""
+
+    times: deque[float] = field(default_factory=deque)
+    error: GhappError | None = None
+    """Why the last mint failed, if it did."""
+
+    def recent(self, now: float) -> int:
+        """Return how many there were within a minute, forgetting the older ones."""
+        while self.times and self.times[0] <= now - MINUTE:
+            self.times.popleft()
+        return len(self.times)
+
+
 class Broker:
     """Answers for all configured apps."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        budget: float = BUDGET,
+        work_budget: float = WORK_BUDGET,
+        revoke_budget: float = REVOKE_BUDGET,
+    ) -> None:
         self._clock = clock
+        self._budget = budget
+        self._work_budget = work_budget
+        self._revoke_budget = revoke_budget
         self._issuers: tuple[TokenIssuer, ...] = ()
         self._routes = Routes()
         self._book = LeaseBook()
         self._flights: dict[Hashable, asyncio.Task[Any]] = {}
         self._failures: dict[Hashable, tuple[GhappError, float]] = {}
+        self._proven: set[Hashable] = set()
+        self._gates: dict[Hashable, asyncio.Lock] = {}
+        self._paces: dict[Hashable, Pace] = {}
         self.mints = 0
         self.hits = 0
 
@@ -140,6 +181,8 @@ class Broker:
         self._issuers = tuple(issuers)
         self._routes = Routes()
         self._failures.clear()
+        self._proven.clear()
+        self._gates.clear()
 
     @property
     def apps(self) -> list[App]:
@@ -161,85 +204,57 @@ class Broker:
         key = (query.host, query.repository.key if query.repository else None, query.our_username)
         self._raise_remembered(key)
         try:
-            async with asyncio.timeout(BUDGET):
+            async with _within(self._budget):
                 return await self._fill(query)
-        except TimeoutError:
-            error: GhappError = NetworkFailed(
-                f"no token within {BUDGET:.0f} s", hint="check the network and https://www.githubstatus.com"
-            )
-        except GhappError as caught:
-            error = caught
-        self._remember(key, error, error.remember)
-        raise error
+        except GhappError as error:
+            self._remember(key, error, error.remember)
+            raise
 
     async def _fill(self, query: Query) -> Credential | None:
-        if query.repository is None:
+        repository = query.repository
+        if repository is None:
             return await self._fill_without_path(query)
-        declined: Declined | None = None
-        for issuer in self._issuers:
-            if not issuer.app.serves(query.host, query.repository.owner):
-                continue
-            try:
-                lease = await self._lease_for_git(issuer, query, query.repository)
-            except (NotSelected, Suspended) as error:
-                declined = error
-                continue
-            if lease is not None:
-                return self._credential(lease)
-        if declined is not None:
-            raise declined
-        return None
 
-    async def _lease_for_git(self, issuer: TokenIssuer, query: Query, repository: Repository) -> Lease | None:
-        """Return a lease for `repository`, or None if the app is not installed on its owner.
-
-        What we believed about the installation may be stale: one refusal makes us look again, once.
-        """
-        for last in (False, True):
-            place = await self._locate(issuer, repository)
-            if place is Unreachable.ABSENT:
-                return None
-            if place is Unreachable.UNSELECTED:
-                raise not_selected(issuer.app, repository)
+        async def at(issuer: TokenIssuer, places: Sequence[Place]) -> Lease:
             if not query.our_username:
-                raise ForeignUser(
-                    f"{repository} was asked for with another username",
-                    hint=f"remove the username from the URL: https://{query.host}/{repository}",
-                )
-            try:
-                return await self._lease_at(issuer, place, query)
-            except (NotInstalled, NotSelected, Suspended):
-                self._routes.forget(issuer.app, repository)
-                if last:
-                    raise
-        raise AssertionError("unreachable")
+                raise _foreign_user(query)
+            return await self._lease_for_git(issuer, places[0], query)
 
-    async def _lease_at(self, issuer: TokenIssuer, place: Place, query: Query) -> Lease:
+        lease = await self._first_that_can(query.host, [repository], at)
+        return None if lease is None else self._credential(lease)
+
+    async def _lease_for_git(self, issuer: TokenIssuer, place: Place, query: Query) -> Lease:
         installation = place.installation
         if installation.suspended:
             raise suspended(installation.account, installation.html_url)
-        scope = Scope(
-            api=issuer.app.api,
-            issuer=issuer.app.issuer,
-            key=await issuer.fingerprint(),
-            installation=installation.id,
-            repositories=ALL if issuer.app.whole_installation else (place.repository,),
-            permissions=git_permissions(installation, issuer.app.permissions),
-        )
+        repositories = ALL if issuer.app.whole_installation else (place.repository,)
+        permissions = git_permissions(installation, issuer.app.permissions)
+        scope = await _scope(issuer, installation, repositories, permissions)
         if query.rejected:
             self._book.drop(query.rejected)
         return await self.lease(issuer, scope, installation.account)
 
     async def _fill_without_path(self, query: Query) -> Credential | None:
         """Answer a request that names no repository: possible only when there is nothing to choose."""
-        places = []
-        for issuer in self._issuers:
-            if issuer.app.host == query.host and issuer.app.whole_installation:
-                installations = await self._asking(issuer, issuer.list_installations)
-                places += [(issuer, Place(found, "")) for found in installations if not found.suspended]
-        if len(places) != 1:
-            raise PathMissing("git did not say which repository it asks for", hint="ghapp setup-git")
-        return self._credential(await self._lease_at(*places[0], query))
+        for last in (False, True):
+            places = [
+                (issuer, Place(found, ""))
+                for issuer in self._issuers
+                if issuer.app.host == query.host and issuer.app.whole_installation
+                for found in await self._installations(issuer)
+                if not found.suspended and issuer.app.serves(query.host, found.account)
+            ]
+            if len(places) != 1:
+                raise PathMissing("git did not say which repository it asks for", hint="ghapp setup-git")
+            if not query.our_username:
+                raise _foreign_user(query)
+            try:
+                return self._credential(await self._lease_for_git(*places[0], query))
+            except (NotInstalled, PermissionMissing, Suspended):
+                if last:
+                    raise
+                self._routes.forget_all(places[0][0].app)
+        raise AssertionError("unreachable")
 
     def _credential(self, lease: Lease) -> Credential:
         self._book.count_use(lease)
@@ -263,39 +278,30 @@ class Broker:
         """Return a lease for other tools than git: all that the installation grants on `repositories`, or less."""
         if len({repository.owner.lower() for repository in repositories}) != 1:
             raise UsageError("a token is for repositories of one owner")
-        async with asyncio.timeout(BUDGET):
-            for issuer in self._issuers:
-                if not issuer.app.serves(host, repositories[0].owner):
-                    continue
-                places = [await self._locate(issuer, repository) for repository in repositories]
-                if Unreachable.ABSENT in places:
-                    continue
-                for repository, place in zip(repositories, places, strict=True):
-                    if place is Unreachable.UNSELECTED:
-                        raise not_selected(issuer.app, repository)
-                found = [place for place in places if isinstance(place, Place)]
-                installation = found[0].installation
-                wanted = installation.permissions if permissions is None else permissions
-                if read_only:
-                    wanted = tuple((name, "read") for name, _ in wanted)
-                missing = exceeds(wanted, (*installation.permissions, ("metadata", "read")))
-                if missing:
-                    raise UsageError(
-                        f"{installation.account} has not granted the app {', '.join(missing)}",
-                        hint=f"see {installation.html_url}",
-                    )
-                scope = Scope(
-                    api=issuer.app.api,
-                    issuer=issuer.app.issuer,
-                    key=await issuer.fingerprint(),
-                    installation=installation.id,
-                    repositories=tuple(sorted({place.repository for place in found}, key=str)),
-                    permissions=wanted,
-                )
-                return await self.lease(issuer, scope, installation.account)
-        raise NotInstalled(
-            f"no app of yours is installed on {repositories[0].owner}", hint="ghapp app list shows the apps"
-        )
+
+        async def at(issuer: TokenIssuer, places: Sequence[Place]) -> Lease:
+            installation = places[0].installation
+            if {place.installation.id for place in places} != {installation.id}:
+                raise UsageError(f"one of the repositories has left {repositories[0].owner}")
+            if installation.suspended:
+                raise suspended(installation.account, installation.html_url)
+            wanted = installation.permissions if permissions is None else permissions
+            wanted = read_only_of(wanted) if read_only else wanted
+            if not wanted:
+                raise UsageError("a token needs at least one permission")
+            check_granted(installation, wanted)
+            named = tuple(sorted({place.repository for place in places}, key=str))
+            scope = await _scope(issuer, installation, named, wanted)
+            return await self.lease(issuer, scope, installation.account)
+
+        async with _within(self._budget):
+            lease = await self._first_that_can(host, repositories, at)
+        if lease is None:
+            raise NotInstalled(
+                f"no app of yours is installed on {repositories[0].owner}", hint="ghapp app list shows the apps"
+            )
+        self._book.count_use(lease)
+        return lease
 
     def leases(self) -> list[tuple[Lease, int]]:
         """Return the living leases and how often each was handed out."""
@@ -313,12 +319,117 @@ class Broker:
 
         leases = [lease for lease, _ in self.leases() if lease.scope.api in by_api]
         tasks = [asyncio.create_task(end(lease)) for lease in leases]
-        done, late = await asyncio.wait(tasks, timeout=REVOKE_BUDGET) if tasks else (set(), set())
+        done, late = await asyncio.wait(tasks, timeout=self._revoke_budget) if tasks else (set(), set())
         for task in late:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         dead = sum(not task.cancelled() and task.exception() is None for task in done)
         return dead, len(leases) - dead
+
+    # -- which app, and where ------------------------------------------------------------------------------------
+
+    async def _first_that_can(self, host: str, repositories: Sequence[Repository], attempt: Attempt) -> Lease | None:
+        """Return the lease of the first app that has one, or None if no app is installed on the owner.
+
+        An app whose own key or limit is the trouble does not stand in the way of the next; what would fail for
+        each of them, such as the network, ends it.
+        """
+        refusals: list[GhappError] = []
+        for issuer in self._issuers:
+            if not issuer.app.serves(host, repositories[0].owner):
+                continue
+            try:
+                lease = await self._at_places(issuer, repositories, attempt)
+            except NotInstalled:
+                continue
+            except (Declined, AppRejected, KeyUnavailable, RateLimited) as error:
+                refusals.append(error)
+                continue
+            if lease is not None:
+                return lease
+        if refusals:
+            raise next((error for error in refusals if isinstance(error, Failed)), refusals[0])
+        return None
+
+    async def _at_places(
+        self, issuer: TokenIssuer, repositories: Sequence[Repository], attempt: Attempt
+    ) -> Lease | None:
+        """Return the lease that `attempt` finds for where `repositories` are, or None where the app is not installed.
+
+        What we believed may be old: a refusal makes us look at each repository once more, unless we just did.
+        """
+        for last in (False, True):
+            places, fresh = [], True
+            for repository in repositories:
+                place, asked = await self._locate(issuer, repository, afresh=last)
+                if place is Unreachable.ABSENT:
+                    return None
+                if place is Unreachable.UNSELECTED:
+                    raise self._not_selected(issuer.app, repository)
+                places.append(place)
+                fresh = fresh and asked
+            try:
+                return await attempt(issuer, places)
+            except (NotInstalled, NotSelected, PermissionMissing, Suspended):
+                if fresh or last:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def _locate(
+        self, issuer: TokenIssuer, repository: Repository, *, afresh: bool
+    ) -> tuple[Place | Unreachable, bool]:
+        """Return where `repository` is, and whether GitHub was asked about just that now.
+
+        One look-up serves all who ask for the same owner at the same time.
+        """
+        app, asked = issuer.app, False
+        if afresh:
+            await self._once((app, repository.key), lambda: self._look_up(issuer, repository))
+            asked = True
+        while (place := self._routes.find(app, repository, self._clock.boot())) is None:
+            try:
+                about = await self._once((app, repository.key[0]), lambda: self._look_up(issuer, repository))
+            except Failed:
+                if not self._routes.prolong(app, repository, self._clock.boot()):
+                    raise
+            else:
+                asked = about == repository.key
+        return place, asked
+
+    async def _look_up(self, issuer: TokenIssuer, repository: Repository) -> tuple[str, str]:
+        app = issuer.app
+        place = await self._asking(issuer, lambda: issuer.find_by_repository(repository))
+        if place is not None:
+            self._routes.forget(app, repository)
+            self._routes.learn(app, repository, place, self._clock.boot())
+            return repository.key
+        # 404 says "not installed", "not selected" and "does not exist" alike: the owner tells them apart.
+        installation = await self._asking(issuer, lambda: issuer.find_by_owner(repository.owner))
+        self._routes.forget(app, repository)
+        self._routes.learn_owner(app, repository.owner, installation, self._clock.boot())
+        if installation is not None:
+            self._routes.learn_unselected(app, repository, self._clock.boot())
+        return repository.key
+
+    async def _installations(self, issuer: TokenIssuer) -> Sequence[Installation]:
+        """Return all installations: one call a minute, shared by all who ask."""
+
+        async def ask() -> None:
+            found = await self._asking(issuer, issuer.list_installations)
+            self._routes.learn_all(issuer.app, found, self._clock.boot())
+
+        while (known := self._routes.find_all(issuer.app, self._clock.boot())) is None:
+            try:
+                await self._once(issuer.app, ask)
+            except Failed:
+                if not self._routes.prolong_all(issuer.app, self._clock.boot()):
+                    raise
+        return known
+
+    def _not_selected(self, app: App, repository: Repository) -> NotSelected:
+        installation = self._routes.installation_on(app, repository.owner)
+        page = installation.html_url if installation is not None else ""
+        return not_selected(app, repository, page)
 
     # -- how a lease comes about ---------------------------------------------------------------------------------
 
@@ -337,15 +448,22 @@ class Broker:
             return held
 
     async def _mint(self, issuer: TokenIssuer, scope: Scope, owner: str) -> Lease:
-        issued = await self._asking(issuer, lambda: issuer.create_token(scope))
+        pace = self._pace(scope)
+        try:
+            issued = await self._asking(issuer, lambda: issuer.create_token(scope))
+        except GhappError as error:
+            pace.error = error
+            raise
+        pace.error = None
         self.mints += 1
-        by_name = isinstance(scope.repositories, tuple) and isinstance(scope.repositories[0], str)
-        named: list[str | int] = [name.lower() if by_name else id_ for id_, name in issued.repositories]
-        wider = wider_than(scope, issued.permissions, issued.repository_selection, named)
-        if wider:
-            await issuer.revoke_token(issued.token)
-            raise BadAnswer(f"GitHub issued another token than was asked for: {wider}; it was revoked")
         now = self._clock.boot()
+        wrong = wider_than(scope, issued.permissions, issued.repository_selection, issued.repositories)
+        if not wrong and issued.ends - now < LAST_RESORT:
+            wrong = f"it ends in {issued.ends - now:.0f} s"
+        if wrong:
+            raise BadAnswer(
+                f"GitHub issued another token than was asked for: {wrong}; it {await _revoked(issuer, issued.token)}"
+            )
         lease = Lease(
             id=secrets.token_hex(6),
             scope=scope,
@@ -359,24 +477,21 @@ class Broker:
         self._book.put(lease)
         return lease
 
-    async def _locate(self, issuer: TokenIssuer, repository: Repository) -> Place | Unreachable:
-        """Return where `repository` is: one look-up for all who ask for the same owner at the same time."""
-        while (place := self._routes.find(issuer.app, repository, self._clock.boot())) is None:
-            key = (issuer.app, repository.owner.lower())
-            await self._once(key, lambda: self._look_up(issuer, repository))
-        return place
-
-    async def _look_up(self, issuer: TokenIssuer, repository: Repository) -> None:
-        app = issuer.app
-        place = await self._asking(issuer, lambda: issuer.find_by_repository(repository))
-        if place is not None:
-            self._routes.learn(app, repository, place, self._clock.boot())
-            return
-        # 404 says "not installed", "not selected" and "does not exist" alike: the owner tells them apart.
-        installation = await self._asking(issuer, lambda: issuer.find_by_owner(repository.owner))
-        self._routes.learn_owner(app, repository.owner, installation, self._clock.boot())
-        if installation is not None:
-            self._routes.learn_unselected(app, repository, self._clock.boot())
+    def _pace(self, scope: Scope) -> Pace:
+        """Count one more mint, or raise the last error if that would be too many within a minute."""
+        now = self._clock.boot()
+        self._paces = {key: pace for key, pace in self._paces.items() if pace.recent(now)}
+        of_scope = self._paces.setdefault(scope, Pace())
+        of_app = self._paces.setdefault((scope.api, scope.issuer), Pace())
+        for pace, most in ((of_scope, MINTS_OF_A_SCOPE), (of_app, MINTS_OF_AN_APP)):
+            if pace.recent(now) >= most:
+                wait = pace.times[0] + MINUTE - now
+                raise pace.error or RateLimited(
+                    f"{most} tokens were minted within a minute", wait=wait, hint="ghapp leases shows what is in use"
+                )
+        of_scope.times.append(now)
+        of_app.times.append(now)
+        return of_scope
 
     # -- asking GitHub no more often than is good ----------------------------------------------------------------
 
@@ -384,25 +499,51 @@ class Broker:
         """Join the work under way for `key`, or start it; a caller who is cancelled cancels nobody else."""
         flight = self._flights.get(key)
         if flight is None:
-            flight = self._flights[key] = asyncio.ensure_future(_run(start))
+            flight = self._flights[key] = asyncio.ensure_future(self._work(start))
 
             def land(task: asyncio.Task[Result]) -> None:
                 self._flights.pop(key, None)
-                if not task.cancelled():
-                    task.exception()  # whoever waited has it; nobody may have waited
+                error = None if task.cancelled() else task.exception()  # whoever waited has it; nobody may have waited
+                if isinstance(error, GhappError):
+                    error.__traceback__ = error.__context__ = None  # its frames hold tokens; errors are remembered
 
             flight.add_done_callback(land)
         return await asyncio.shield(flight)
 
+    async def _work(self, start: Callable[[], Awaitable[Result]]) -> Result:
+        """Run with an end of its own: nobody may be left to wait for it, and it must not hold its key for ever."""
+        async with _within(self._work_budget):
+            return await start()
+
     async def _asking(self, issuer: TokenIssuer, call: Callable[[], Awaitable[Result]]) -> Result:
-        """Ask GitHub as that app, unless it told the app to stay away."""
+        """Ask GitHub as that app, unless it told the app to stay away.
+
+        Until GitHub has accepted the app's key once, one call at a time: a hundred wrong log-ins at the same moment
+        would lock everyone out.
+        """
         key = (issuer.app.api, issuer.app.issuer)
+        if key in self._proven:
+            return await self._ask(key, call)
+        async with self._gates.setdefault(key, asyncio.Lock()):
+            return await self._ask(key, call)
+
+    async def _ask(self, key: Hashable, call: Callable[[], Awaitable[Result]]) -> Result:
         self._raise_remembered(key)
         try:
-            return await call()
+            answer = await call()
         except (AppRejected, RateLimited) as error:
+            self._proven.discard(key)
             self._remember(key, error, error.remember)
             raise
+        except Failed as error:
+            if key not in self._proven:
+                self._remember(key, error, error.remember)  # those who wait at the gate would only fail alike
+            raise
+        except Declined:
+            self._proven.add(key)
+            raise
+        self._proven.add(key)
+        return answer
 
     def _remember(self, key: Hashable, error: GhappError, seconds: float) -> None:
         while len(self._failures) >= MAX_FAILURES:
@@ -418,16 +559,53 @@ class Broker:
         del self._failures[key]
 
 
-async def _run(start: Callable[[], Awaitable[Result]]) -> Result:
-    return await start()
+@asynccontextmanager
+async def _within(seconds: float) -> AsyncIterator[None]:
+    """Turn running out of time into an error of ours."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise NetworkFailed(
+            f"no token within {seconds:.0f} s", hint="check the network and https://www.githubstatus.com"
+        ) from None
 
 
-def not_selected(app: App, repository: Repository) -> NotSelected:
-    """Say that `app` is installed on the owner, but not on `repository`."""
+async def _scope(
+    issuer: TokenIssuer, installation: Installation, repositories: Repositories, permissions: Permissions
+) -> Scope:
+    return Scope(
+        api=issuer.app.api,
+        issuer=issuer.app.issuer,
+        key=await issuer.fingerprint(),
+        installation=installation.id,
+        repositories=repositories,
+        permissions=permissions,
+    )
+
+
+async def _revoked(issuer: TokenIssuer, token: str) -> str:
+    try:
+        await issuer.revoke_token(token)
+    except Failed as error:
+        return f"could not be revoked: {error.message}"
+    return "was revoked"
+
+
+def _foreign_user(query: Query) -> ForeignUser:
+    what = query.repository or query.host
+    return ForeignUser(
+        f"{what} was asked for with another username",
+        hint=f"remove the username from the URL: https://{query.host}/{query.repository or ''}",
+    )
+
+
+def not_selected(app: App, repository: Repository, page: str) -> NotSelected:
+    """Say that `app` is installed on the owner, but not on `repository`; `page` is where that is mended."""
     return NotSelected(
         f"the app {app.name} is installed on {repository.owner}, but not on {repository.name}, or there is no such"
         " repository",
-        hint=f"select the repository at https://{app.host}/organizations/{repository.owner}/settings/installations",
+        hint=f"select the repository at {page or f'https://{app.host}/settings/installations'}",
     )
 
 

@@ -12,9 +12,10 @@ from ghapp import paths
 
 
 DEADLINE = 30.0  # seconds; the daemon's own budget for one get is 25
-MAX_REQUEST = 64 * 1024  # as the daemon's; git sends less than 1 KiB
+MAX_REQUEST = 63 * 1024  # the daemon's 64 KiB, without the lines that we put in front; git sends less than 1 KiB
 MAX_ANSWER = 64 * 1024  # a token is 520 bytes today
 LONGEST_NAME = 100  # bytes; sun_path holds 107 on Linux, 103 on macOS
+PAUSE = 0.02  # seconds before the next try at a full backlog
 ATTEMPTS = 4  # a daemon that dies under us is replaced; one that dies at every request is not our loop to run
 
 
@@ -29,15 +30,14 @@ class NoAnswer(Exception):  # not a failure yet: the daemon is started and asked
 def connect(path: str, timeout: float) -> _socket.socket:
     """Return a connection to the socket at `path`, after checking that its owner is us or root.
 
-    Raises OSError; PermissionError for a listener of another user.
+    A full backlog is waited for. Raises OSError; PermissionError for a listener of another user.
     """
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     connection.settimeout(timeout)
+    end = now() + timeout
     try:
-        if len(os.fsencode(path)) <= LONGEST_NAME:
-            connection.connect(path)
-        else:
-            _connect_from_within(connection, path)
+        while not _connected(connection, path, last=now() >= end):
+            wait(PAUSE)
         peer = peer_uid(connection)
     except BaseException:
         connection.close()
@@ -46,6 +46,19 @@ def connect(path: str, timeout: float) -> _socket.socket:
         connection.close()
         raise PermissionError(f"{path} is served by another user (E44)")
     return connection
+
+
+def _connected(connection: _socket.socket, path: str, *, last: bool) -> bool:
+    try:
+        if len(os.fsencode(path)) <= LONGEST_NAME:
+            connection.connect(path)
+        else:
+            _connect_from_within(connection, path)
+    except BlockingIOError:
+        if last:
+            raise TimeoutError from None
+        return False
+    return True
 
 
 def _connect_from_within(connection: _socket.socket, path: str) -> None:
@@ -68,11 +81,16 @@ def peer_uid(connection: _socket.socket) -> int:
 
 
 def exchange(connection: _socket.socket, request: bytes) -> bytes:
-    """Send `request` whole and return the answer whole: up to the other end's close."""
+    """Send `request` whole and return the answer whole: up to the other end's close.
+
+    The connection's time-out is for all of it.
+    """
+    end = now() + (connection.gettimeout() or DEADLINE)
     connection.sendall(request)
     connection.shutdown(_socket.SHUT_WR)
     answer = b""
     while len(answer) <= MAX_ANSWER:
+        connection.settimeout(max(PAUSE, end - now()))
         chunk = connection.recv(MAX_ANSWER)
         if not chunk:
             break
@@ -87,7 +105,7 @@ def ask(path: str, request: bytes, timeout: float) -> bytes:
     """
     try:
         connection = connect(path, timeout)
-    except (FileNotFoundError, ConnectionError, BlockingIOError, NotADirectoryError):
+    except (FileNotFoundError, ConnectionError, NotADirectoryError):
         raise NoAnswer from None
     try:
         answer = exchange(connection, request)
@@ -97,7 +115,7 @@ def ask(path: str, request: bytes, timeout: float) -> bytes:
         connection.close()
     # The marker is the last line, so an answer cut off by the daemon's death is not taken for a whole one.
     if answer != b"ghapp=1\n" and not answer.endswith(b"\nghapp=1\n"):
-        raise NoAnswer(foreign=bool(answer))
+        raise NoAnswer(foreign=True)  # git's cache daemon says nothing where it knows nothing
     return answer[: -len(b"ghapp=1\n")]
 
 
@@ -121,11 +139,27 @@ def now() -> float:
     return os.times().elapsed
 
 
+def wait(seconds: float) -> None:
+    """Sleep: `time` without importing it."""
+    ours, theirs = _socket.socketpair()
+    ours.settimeout(seconds)
+    try:
+        ours.recv(1)
+    except TimeoutError:
+        pass
+    finally:
+        ours.close()
+        theirs.close()
+
+
 def read_request() -> bytes:
     """Return what git sends, up to the blank line or its end; b"" if it is more than git would send."""
     data = b""
     while b"\n\n" not in data:
-        chunk = os.read(0, MAX_REQUEST)
+        try:
+            chunk = os.read(0, MAX_REQUEST)
+        except OSError:
+            return b""
         if not chunk:
             break
         data += chunk
@@ -138,13 +172,21 @@ def read_request() -> bytes:
 def say(kind: str, text: bytes) -> None:
     """Print one line to the person, in printable ASCII: part of it may come from a URL."""
     line = f"ghapp: {kind}: ".encode() + bytes(byte if 32 <= byte < 127 else 63 for byte in text)  # noqa: PLR2004  # ASCII
-    os.write(2, line + b"\n")
+    write(2, line + b"\n")
+
+
+def write(descriptor: int, data: bytes) -> None:
+    """Write, unless that is closed or nobody reads it any more."""
+    try:  # noqa: SIM105  # contextlib is not imported here
+        os.write(descriptor, data)
+    except OSError:
+        pass
 
 
 def main() -> None:
     """Answer git's `get`, in one write; git ignores the exit status and uses whatever was printed."""
     attributes = read_request()
-    if attributes == b"\n":
+    if attributes in {b"", b"\n"}:
         return
     try:
         answer = fill(attributes)
@@ -152,9 +194,9 @@ def main() -> None:
         say("error", f"the daemon did not answer within {DEADLINE:.0f} s (E41)".encode())
         answer = b"hint=ghapp daemon restart\nquit=1\n"
     except OSError as error:
-        lines = (str(error.args[-1]) if error.args else type(error).__name__).split("\n")
-        say("error", lines[0].encode())
-        answer = f"hint={lines[1] if len(lines) > 1 else 'ghapp daemon status'}\nquit=1\n".encode()
+        lines = explained(error).split("\n")
+        say("error", lines[0].encode(errors="replace"))
+        answer = f"hint={lines[1] if len(lines) > 1 else 'ghapp daemon status'}\nquit=1\n".encode(errors="replace")
     out = b""
     for line in answer.split(b"\n"):
         key, _, value = line.partition(b"=")
@@ -163,4 +205,11 @@ def main() -> None:
         elif line:
             out += line + b"\n"
     if out:
-        os.write(1, out)
+        write(1, out)
+
+
+def explained(error: OSError) -> str:
+    """Return why the daemon cannot be asked: our own text, or the system's with the place."""
+    if error.errno is None:
+        return str(error.args[-1]) if error.args else type(error).__name__
+    return f"{paths.git_socket()}: {error.strerror} (E41)"

@@ -12,11 +12,11 @@ from typing import Any
 
 import platformdirs
 import tomlkit
-from tomlkit.items import AoT
+from tomlkit.exceptions import TOMLKitError
 
 from ghapp.credential import normal_host
 from ghapp.errors import ConfigError
-from ghapp.installation import permissions_of
+from ghapp.installation import LEVELS, permissions_of
 from ghapp.routing import App
 
 
@@ -27,7 +27,9 @@ KEY_TTL = 15 * 60.0
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _HOST = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::\d{1,5})?")
+_API = re.compile(r"https://[A-Za-z0-9.-]+(?::[0-9]{1,5})?(?:/[A-Za-z0-9._/-]*)?")
 _APP_KEYS = frozenset({"name", "host", "api_url", "client_id", "app_id", "keys", "owners", "scope", "permissions"})
+_IDENTITY = frozenset({"host", "api_url", "client_id", "app_id", "keys"})
 _DAEMON_KEYS = frozenset({"idle_timeout", "key_ttl", "probe", "on_error"})
 _NETWORK_KEYS = frozenset({"proxy", "no_proxy", "ca_file", "ca_directory"})
 
@@ -69,7 +71,7 @@ def api_url(host: str) -> str:
 
 def parse_duration(text: str) -> float:
     """Return seconds for ``90``, ``15m`` or ``1h30m``, as in ``ssh-add -t``. Raises `ValueError`."""
-    if not re.fullmatch(r"\d{1,9}[smhd]?|(?:\d{1,9}[smhd])+", text):
+    if not re.fullmatch(r"[0-9]{1,9}[smhd]?|(?:[0-9]{1,9}[smhd])+", text):
         raise ValueError(f"{text!r} is not a duration such as 90s, 15m or 8h")
     return float(sum(int(number) * _SECONDS[unit or "s"] for number, unit in re.findall(r"(\d+)([smhd]?)", text)))
 
@@ -81,14 +83,18 @@ def load(path: Path) -> Config:
         return _config(tomllib.loads(data.decode()))
     except FileNotFoundError:
         return Config()
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValueError) as error:
+    except (ValueError, RecursionError) as error:  # what is not TOML or not UTF-8 is a ValueError
         raise ConfigError(f"{path}: {error}", hint=f"edit {path}") from None
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", hint=f"ls -l {path}") from None
 
 
 def _read(path: Path) -> bytes:
-    with path.open("rb") as file:
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", hint=f"ls -l {path}") from None
+    with file:
         status = os.fstat(file.fileno())
         if status.st_uid not in {0, os.geteuid()} or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise ConfigError(f"{path} can be written by others", hint=f"chmod go-w '{path}'")
@@ -134,7 +140,7 @@ class _Table:
         value = self._entries.get(key)
         if value is None:
             return default
-        if value == 0:
+        if type(value) is int and value == 0:
             return 0.0
         try:
             return parse_duration(value if isinstance(value, str) else "")
@@ -151,9 +157,15 @@ class _Table:
         value = self._entries.get(key)
         if value is None:
             return None
-        if not isinstance(value, dict) or not value or not all(isinstance(level, str) for level in value.values()):
+        if (
+            not isinstance(value, dict)
+            or not value
+            or not all(isinstance(level, str) and level in LEVELS for level in value.values())
+        ):
             # An empty map would reach GitHub as "everything".
-            raise ValueError(f"{self._place}.{key} must name at least one permission and its level")
+            raise ValueError(
+                f"{self._place}.{key} must name at least one permission and its level: read, write or admin"
+            )
         return value
 
 
@@ -192,8 +204,8 @@ def _app(place: str, entries: object) -> App:
         raise ValueError(f"{place}.host is not a host name")
     if not client_id and app_id is None:
         raise ValueError(f"{place} has neither client_id nor app_id")
-    if not url.startswith("https://"):
-        raise ValueError(f"{place}.api_url must begin with https://")
+    if not _API.fullmatch(url):
+        raise ValueError(f"{place}.api_url must be https://HOST/PATH")
     if not keys:
         raise ValueError(f"{place}.keys is missing")
     permissions = table.mapping("permissions")
@@ -221,13 +233,15 @@ def edit(path: Path, change: Callable[[tomlkit.TOMLDocument], None]) -> None:
         before = _read(path).decode()
     except FileNotFoundError:
         before = ""
-    document = tomlkit.parse(before)
-    change(document)
-    after = tomlkit.dumps(document)
-    try:
-        _config(tomllib.loads(after))
     except ValueError as error:
-        raise ConfigError(f"{path} would become invalid: {error}") from None
+        raise ConfigError(f"{path}: {error}", hint=f"edit {path}") from None
+    try:
+        document = tomlkit.parse(before)
+        change(document)
+        after = tomlkit.dumps(document)
+        _config(tomllib.loads(after))
+    except (ValueError, TOMLKitError) as error:
+        raise ConfigError(f"{path} would become invalid: {error}", hint=f"edit {path}") from None
     try:
         write_atomically(path, after.encode(), mode=0o600)
     except OSError as error:
@@ -272,17 +286,18 @@ def app_table(*, name: str, host: str, url: str, client_id: str, app_id: int | N
 
 
 def put_app(path: Path, entries: Mapping[str, object]) -> None:
-    """Add an app to the file at `path`, or replace the one of that name."""
+    """Add an app to the file at `path`, or replace who the one of that name is; what it may do stays."""
 
     def change(document: tomlkit.TOMLDocument) -> None:
-        table = tomlkit.table()
-        table.update(entries)
         apps = document.setdefault("app", tomlkit.aot())
-        for index, app in enumerate(apps):
-            if app.get("name") == entries["name"]:
-                apps[index] = table
-                return
-        apps.append(table)
+        table = next((app for app in apps if app.get("name") == entries["name"]), None)
+        if table is None:
+            table = tomlkit.table()
+            apps.append(table)
+            table = apps[-1]
+        for key in _IDENTITY - entries.keys():
+            table.pop(key, None)
+        table.update(entries)
 
     edit(path, change)
 
@@ -292,11 +307,11 @@ def remove_app(path: Path, name: str) -> None:
 
     def change(document: tomlkit.TOMLDocument) -> None:
         apps = document.get("app", [])
-        keep = [app for app in apps if app.get("name") != name]
-        if len(keep) == len(apps):
+        index = next((index for index, app in enumerate(apps) if app.get("name") == name), None)
+        if index is None:
             raise ConfigError(f"there is no app {name}", hint="ghapp app list")
-        del document["app"]
-        if keep:
-            document["app"] = AoT(keep)
+        del apps[index]
+        if not apps:
+            del document["app"]
 
     edit(path, change)

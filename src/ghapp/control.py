@@ -32,22 +32,26 @@ class ControlServer:
         while line := await connection.read_until(b"\n", MAX_LINE):
             answer = await self.respond(line)
             if answer is not None:
-                await connection.write(json.dumps(answer).encode() + b"\n")
+                await connection.write(answer + b"\n")
 
-    async def respond(self, line: bytes) -> dict[str, Any] | None:
+    async def respond(self, line: bytes) -> bytes | None:
         """Return the answer to one request, or None for a notification (JSON-RPC 2.0, 4.1)."""
         try:
             request = json.loads(line)
         except (ValueError, RecursionError):
-            return _error(None, _PARSE_ERROR, "not JSON")
-        if not isinstance(request, dict) or request.get("jsonrpc") != "2.0":
-            return _error(None, _INVALID_REQUEST, "not a JSON-RPC 2.0 request")
-        answer = await self._call(request)
-        return answer if "id" in request else None
+            return json.dumps(_error(None, _PARSE_ERROR, "not JSON")).encode()
+        if not _is_request(request):
+            return json.dumps(_error(None, _INVALID_REQUEST, "not a JSON-RPC 2.0 request")).encode()
+        try:
+            answer = json.dumps(await self._call(request))
+        except Exception as error:  # noqa: BLE001  # a bug in one method; whoever asks must not wait for an answer
+            log.error("method %s failed: %s", request["method"], type(error).__name__)  # noqa: TRY400  # as below
+            answer = json.dumps(_error(request.get("id"), _INTERNAL, f"unexpected {type(error).__name__}"))
+        return answer.encode() if "id" in request else None
 
     async def _call(self, request: dict[str, Any]) -> dict[str, Any]:
-        number, name, params = request.get("id"), request.get("method"), request.get("params", {})
-        method = self._methods.get(name) if isinstance(name, str) else None
+        number, name, params = request.get("id"), request["method"], request.get("params", {})
+        method = self._methods.get(name)
         if method is None:
             return _error(number, _UNKNOWN_METHOD, "there is no such method")
         if not isinstance(params, dict):
@@ -62,6 +66,15 @@ class ControlServer:
             log.error("method %s failed: %s", name, type(error).__name__)  # noqa: TRY400  # as said
             return _error(number, _INVALID_PARAMS, "the parameters do not fit")
         return {"jsonrpc": "2.0", "id": number, "result": result}
+
+
+def _is_request(request: object) -> bool:
+    return (
+        isinstance(request, dict)
+        and request.get("jsonrpc") == "2.0"
+        and isinstance(request.get("method"), str)
+        and isinstance(request.get("id"), str | int | float | None)
+    )
 
 
 def _error(number: object, code: int, message: str, data: object = None) -> dict[str, Any]:

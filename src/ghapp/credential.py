@@ -13,6 +13,7 @@ USERNAME = "x-access-token"
 _OUR_USERNAMES = frozenset({"", USERNAME, "git"})  # https://git@github.com/… sends "git"
 _STATE = "ghapp:"
 _MAX_PATH = 4096
+_MAX_NAME = 100  # GitHub's own limit, without ".wiki.git"
 _PATH = re.compile(
     r"/?(?P<owner>[A-Za-z0-9._-]{1,100})/(?P<name>[A-Za-z0-9._-]{1,110})"
     r"(?:/info/lfs(?:/[A-Za-z0-9._-]+)*)?/*"
@@ -73,7 +74,7 @@ def parse_repository(path: str) -> Repository | None:
     if match is None or {".", ".."} & set(path.split("/")):
         return None
     name = match["name"].removesuffix(".git").removesuffix(".wiki")
-    if name in {"", ".", ".."}:
+    if name in {"", ".", ".."} or len(name) > _MAX_NAME:
         return None
     return Repository(match["owner"], name)
 

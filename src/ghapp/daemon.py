@@ -15,21 +15,20 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from ghapp import autostart, config, logs, paths, process
-from ghapp.broker import Broker, Clock
+from ghapp.broker import Broker, Clock, IssuedToken, TokenIssuer
 from ghapp.clock import SystemClock
 from ghapp.config import Config
 from ghapp.control import ControlServer
 from ghapp.credential import Repository, parse_repository
-from ghapp.errors import GhappError, UsageError
-from ghapp.installation import ALL, Installation, permissions_of
+from ghapp.errors import DaemonFailed, GhappError, UsageError
+from ghapp.installation import ALL, Installation, Scope, permissions_of
 from ghapp.lease import Lease, token_sha256
 from ghapp.listener import Listener
-from ghapp.routing import App
-from ghapp.server import GitServer
+from ghapp.routing import App, Place
+from ghapp.server import VERSION, GitServer
 
 
 if TYPE_CHECKING:
@@ -40,22 +39,76 @@ if TYPE_CHECKING:
 log = logging.getLogger("ghapp.daemon")  # by name: run as a module, ours is __main__
 
 GRACE = 2.0  # seconds for requests in flight when we are told to end
+RIM = ("ghapp.github", "ghapp.network", "ghapp.signers")
 SIGNING_THREADS = 4  # a signer that hangs must not take the threads that name resolution needs
+
+
+class Threads(ThreadPoolExecutor):
+    """The loop's own threads, for name resolution and imports: whoever hangs there does not keep us from ending."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002  # as the base
+        """Let go of the threads, and wait for none."""
+        super().shutdown(wait=False, cancel_futures=True)
+
+
+class Unusable:
+    """An app that cannot be set up, as an issuer: git is told why, instead of asking for a password."""
+
+    def __init__(self, app: App, problem: GhappError) -> None:
+        self._app = app
+        self._problem = problem
+
+    @property
+    def app(self) -> App:
+        """The app this would speak for."""
+        return self._app
+
+    def _refuse(self) -> NoReturn:
+        raise type(self._problem)(self._problem.message, hint=self._problem.hint)
+
+    async def fingerprint(self) -> str:
+        """Raise why."""
+        self._refuse()
+
+    async def find_by_repository(self, repository: Repository) -> Place | None:  # noqa: ARG002  # the protocol's
+        """Raise why."""
+        self._refuse()
+
+    async def find_by_owner(self, owner: str) -> Installation | None:  # noqa: ARG002  # the protocol's
+        """Raise why."""
+        self._refuse()
+
+    async def list_installations(self) -> list[Installation]:
+        """Raise why."""
+        self._refuse()
+
+    async def create_token(self, scope: Scope) -> IssuedToken:  # noqa: ARG002  # the protocol's
+        """Raise why."""
+        self._refuse()
+
+    async def revoke_token(self, token: str) -> None:  # noqa: ARG002  # the protocol's
+        """Raise why."""
+        self._refuse()
 
 
 class Daemon:
     """One daemon: its listeners, its broker, its configuration."""
 
-    def __init__(self, directory: str, clock: Clock) -> None:
+    def __init__(self, directory: str, clock: Clock, *, lock: int | None = None) -> None:
         self._clock = clock
+        self._lock = lock
         self._started = clock.boot()
         self._last_activity = self._started
         self._config = Config()
         self._broker = Broker(clock)
         self._rim: dict[str, ModuleType] = {}
         self._ready = asyncio.Event()
+        self._unusable: GhappError | None = None
+        self._leaving = False
         self._ending = asyncio.Event()
+        self._idle_timer: asyncio.TimerHandle | None = None
         self._githubs: dict[str, GitHub] = {}
+        self._former_githubs: list[GitHub] = []
         self._threads = ThreadPoolExecutor(SIGNING_THREADS, thread_name_prefix="signer")
         git = GitServer(
             self._broker,
@@ -82,50 +135,77 @@ class Daemon:
     async def run(self, report: Callable[[], None]) -> None:
         """Serve until told to end; `report` is called when the sockets listen. Raises `GhappError` before that."""
         self._config = config.load(config.config_file())
-        for listener in self._listeners:
-            listener.open()
         loop = asyncio.get_running_loop()
+        loop.set_default_executor(Threads(SIGNING_THREADS, thread_name_prefix="blocking"))
+        try:
+            for listener in self._listeners:
+                listener.open()
+        except BaseException:
+            self._leave()
+            raise
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ending.set)
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        if self._lock is not None:
+            process.mark_serving(self._lock)
         report()
-        log.info("ghapp %s serves, pid %d", version("ghapp"), os.getpid())
+        log.info("ghapp %s serves, pid %d", VERSION, os.getpid())
         imports = asyncio.create_task(self._import_rim())
         self._watch_idleness()
         await self._ending.wait()
+        self._leave()
         await self._end(imports)
 
-    async def _end(self, imports: asyncio.Task[None]) -> None:
+    def _leave(self) -> None:
+        """Let nobody in any more; a starter that finds our lock taken waits for us from now on."""
+        self._leaving = True
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        if self._lock is not None:
+            process.mark_unreachable(self._lock)
         for listener in self._listeners:
             listener.stop_accepting()
+
+    async def _end(self, imports: asyncio.Task[None]) -> None:
         await asyncio.gather(*(listener.drain(GRACE) for listener in self._listeners))
         imports.cancel()
         await asyncio.gather(imports, return_exceptions=True)
-        for github in self._githubs.values():
-            await github.aclose()
+        for github in (*self._former_githubs, *self._githubs.values()):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(GRACE):
+                    await github.aclose()
         self._threads.shutdown(wait=False, cancel_futures=True)
         log.info("ended")
 
     # -- the rim, imported late ----------------------------------------------------------------------------------
 
     async def _import_rim(self) -> None:
-        names = ("ghapp.github", "ghapp.network", "ghapp.signers")
-        modules = await asyncio.to_thread(lambda: [importlib.import_module(name) for name in names])
-        self._rim = dict(zip(names, modules, strict=True))
-        self._configure_broker()
+        try:
+            modules = await asyncio.to_thread(lambda: [importlib.import_module(name) for name in RIM])
+        except Exception as error:  # noqa: BLE001  # a module of ours or of others, gone or broken
+            # An upgrade under way, most likely. Whoever asks is told; then we end, and the next one starts us whole.
+            log.error("cannot import: %s", type(error).__name__)  # noqa: TRY400  # tracebacks are not logged
+            self._unusable = DaemonFailed(f"ghapp is not whole: {error}", hint="uv tool install --force ghapp")
+            self._ending.set()
+        else:
+            self._rim = dict(zip(RIM, modules, strict=True))
+            self._configure_broker()
         self._ready.set()
 
     async def _wait_until_ready(self) -> None:
         await self._ready.wait()
+        if self._unusable is not None:
+            raise DaemonFailed(self._unusable.message, hint=self._unusable.hint)
 
     def _configure_broker(self) -> None:
-        """Give the broker an issuer for each app. An app that cannot be set up is left out, and says so in the log."""
-        issuers = []
+        """Give the broker an issuer for each app; one that cannot be set up says why to all who ask."""
+        issuers: list[TokenIssuer] = []
         for app in self._config.apps:
             try:
                 issuers.append(self._issuer(app))
             except GhappError as error:
                 log.error("app %s: %s", app.name, error)  # noqa: TRY400  # tracebacks are not logged
+                issuers.append(Unusable(app, error))
         self._broker.configure(issuers)
 
     def _issuer(self, app: App) -> "AppClient":
@@ -149,40 +229,52 @@ class Daemon:
 
     def _note_activity(self) -> None:
         self._last_activity = self._clock.boot()
+        self._mend_sockets()
 
     def _watch_idleness(self) -> None:
         """End when nothing was asked for the configured time; looked at when that time could be over, no earlier."""
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
         limit = self._config.idle_timeout
-        if limit <= 0:
+        if limit <= 0 or self._leaving:
             return
+        self._mend_sockets()
         left = self._last_activity + limit - self._clock.boot()
         if left <= 0 and not any(listener.connections for listener in self._listeners):
             log.info("idle for %.0f s", limit)
             self._ending.set()
             return
-        asyncio.get_running_loop().call_later(max(left, 0.05), self._watch_idleness)
+        # With somebody here the time begins anew when they leave.
+        self._idle_timer = asyncio.get_running_loop().call_later(left if left > 0 else limit, self._watch_idleness)
 
     def _on_hangup(self) -> None:
-        """Read the configuration again and make sockets anew that are gone or somebody else's."""
+        """Make sockets anew that are gone or somebody else's, and read the configuration again."""
+        if self._leaving:
+            return  # a socket made now would be a dead one soon
+        self._mend_sockets()
+        try:
+            self._read_config()
+        except GhappError as error:
+            log.error("the old configuration stays: %s", error)  # noqa: TRY400  # as above
+
+    def _mend_sockets(self) -> None:
+        """Take our paths again; looked at whenever we wake for something else."""
         for listener in self._listeners:
-            if not listener.is_in_place():
+            if not self._leaving and not listener.is_in_place():
                 listener.stop_accepting()
                 try:
                     process.free_path(listener.path)
                     listener.open()
                 except (GhappError, OSError) as error:
                     log.error("cannot listen: %s", error)  # noqa: TRY400  # as above
-        try:
-            self._read_config()
-        except GhappError as error:
-            log.error("the old configuration stays: %s", error)  # noqa: TRY400  # as above
 
     def _read_config(self) -> None:
         fresh = config.load(config.config_file())
         if fresh.network != self._config.network:
+            self._former_githubs += self._githubs.values()  # requests in flight still use them
             self._githubs = {}
         self._config = fresh
-        if self._ready.is_set():
+        if self._rim:
             self._configure_broker()
         self._watch_idleness()
 
@@ -193,7 +285,7 @@ class Daemon:
         return {
             "running": True,
             "pid": os.getpid(),
-            "version": version("ghapp"),
+            "version": VERSION,
             "uptime": round(self._clock.boot() - self._started, 3),
             "leases": len(self._broker.leases()),
             "mints": self._broker.mints,
@@ -268,7 +360,12 @@ class Daemon:
         self._read_config()
 
     async def _stop(self, revoke: bool = True) -> dict[str, int]:  # noqa: FBT001, FBT002  # as above
-        """End after answering; the tokens we gave out end too, unless another daemon is to follow."""
+        """End after answering; the tokens we gave out end too, unless another daemon is to follow.
+
+        First nobody comes in any more and git gets its answers: what is minted for them now is to end as well.
+        """
+        self._leave()
+        await self._listeners[0].drain(GRACE)
         dead, alive = await self._broker.revoke_all() if revoke else (0, 0)
         asyncio.get_running_loop().call_soon(self._ending.set)
         return {"pid": os.getpid(), "revoked": dead, "not_revoked": alive}
@@ -294,21 +391,27 @@ def _repository(name: str) -> Repository:
 
 def serve(directory: str, report: Callable[[str], None]) -> int:
     """Take the lock and serve; `report` hears "" once the sockets listen, or why they cannot."""
+    lock = None
     try:
         autostart.make_runtime_dir(directory)
         lock = process.take_lock(directory)
         if lock is None:
+            log.info("another daemon serves already")
             report("")  # another daemon serves, which is all that a starter wants
             return 0
         for name in ("git.sock", "control.sock"):
             process.free_path(f"{directory}/{name}")
-        asyncio.run(Daemon(directory, SystemClock()).run(lambda: report("")))
+        asyncio.run(Daemon(directory, SystemClock(), lock=lock).run(lambda: report("")))
     except GhappError as error:
         report(f"{error}\n{error.hint}")
         return 1
     except OSError as error:
-        report(str(error.args[-1]) if len(error.args) == 1 else f"cannot start in {directory}: {error.strerror}")
+        text = f"cannot start in {directory}: {error.strerror} (E41)" if error.strerror else str(error.args[-1])
+        report(text)
         return 1
+    finally:
+        if lock is not None:
+            os.close(lock)
     return 0
 
 
@@ -321,11 +424,7 @@ def main(arguments: list[str] | None = None) -> int:
     process.harden()
     report: Callable[[str], None] = process.detach() if detached else _report_in_the_foreground
     logs.configure(config.state_dir() if detached else None)
-    directory = paths.runtime_dir()
-    code = serve(directory, report)
-    with contextlib.suppress(OSError):
-        sys.stderr.flush()
-    return code
+    return serve(paths.runtime_dir(), report)
 
 
 def _report_in_the_foreground(problem: str) -> None:
@@ -337,4 +436,4 @@ def _report_in_the_foreground(problem: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    process.leave(main())

@@ -10,7 +10,7 @@ import re
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -42,6 +42,7 @@ from ghapp.errors import (
 from ghapp.installation import ALL, Installation, InstallationId, Scope, permissions_of
 from ghapp.network import Network, http_client
 from ghapp.routing import App, Place
+from ghapp.wire import printable
 
 
 Result = TypeVar("Result")
@@ -53,9 +54,11 @@ MAX_REDIRECTS = 3
 JWT_BACK = 60  # GitHub's advice, against a clock that is fast
 JWT_AHEAD = 9 * 60  # GitHub allows 10 minutes, and rejects exactly 10 when our clock is fast
 PER_PAGE = 100
+MAX_PAGES = 1_000  # 100,000 installations; a list that points to itself must end
 
 _TOKEN = re.compile(r"[!-~]{1,4096}")  # opaque; nothing that git's protocol could read as something else
 _TIME = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(?:\.\d+)?(?:Z|[+-]\d{2}:\d{2})")
+_UNKNOWN_APP = "Integration not found"  # with 404, which else says that something is not installed
 _TIME_MESSAGES = (
     "'Expiration time' claim ('exp')",
     "'Issued at' claim ('iat')",
@@ -75,21 +78,27 @@ class Answer:
     """The server's clock when it answered, in Unix time."""
 
     @property
+    def is_redirect(self) -> bool:
+        """Tell whether the answer points elsewhere; its body says nothing then."""
+        return httpx.codes.is_redirect(self.status)
+
+    @property
     def message(self) -> str:
         """GitHub's explanation, or ""."""
         text = self.body.get("message") if isinstance(self.body, dict) else None
-        return text if isinstance(text, str) else ""
+        return printable(text) if isinstance(text, str) else ""
 
 
 class GitHub:
     """One API base: its connections, and what we know of its clock."""
 
-    def __init__(self, api: str, network: Network, clock: Clock) -> None:
+    def __init__(self, api: str, network: Network, clock: Clock, *, call_budget: float = CALL_BUDGET) -> None:
         self._api = api
         self._host = urlsplit(api).hostname or ""
         self._network = network
         self._clock = clock
-        self._client = http_client(network, self._host)
+        self._call_budget = call_budget
+        self._client: httpx.AsyncClient | None = None
         self._server_minus_boot: float | None = None
 
     @property
@@ -105,13 +114,16 @@ class GitHub:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._client.aclose()
+        if self._client is not None:
+            await self._client.aclose()
 
     async def request(self, method: str, url: str, bearer: str, body: object = None) -> Answer:
         """Send one request and read its answer; `url` is absolute or below the API's base.
 
         Raises the network's errors only: every status is an answer.
         """
+        if self._client is None:  # not before: a CA file that is gone is an answer to whoever asks
+            self._client = http_client(self._network, self._host)
         target = url if "://" in url else self._api + url
         headers = {
             "Authorization": f"Bearer {bearer}",
@@ -121,7 +133,7 @@ class GitHub:
         sent_at = self._clock.boot()
         with self._explained():
             async with (
-                asyncio.timeout(CALL_BUDGET),
+                asyncio.timeout(self._call_budget),
                 self._client.stream(method, target, headers=headers, json=body) as response,
             ):
                 dated = self._read_clock(response.headers.get("date", ""))
@@ -130,9 +142,10 @@ class GitHub:
 
     def _read_clock(self, date: str) -> float | None:
         try:
-            dated = parsedate_to_datetime(date).timestamp()
+            parsed = parsedate_to_datetime(date)
         except (ValueError, OverflowError):
             return None
+        dated = parsed.replace(tzinfo=UTC).timestamp()  # RFC 9110: always GMT, whatever the zone is written as
         self._server_minus_boot = dated - self._clock.boot()
         return dated
 
@@ -143,9 +156,13 @@ class GitHub:
         try:
             yield
         except TimeoutError:
-            error: GhappError = NetworkFailed(f"{name} did not answer within {CALL_BUDGET:.0f} s", hint=_CHECK_NETWORK)
-        except httpx.ProxyError:
-            error = ProxyFailed(f"the proxy {proxy} refused", hint=f"mend {self._network.proxy_origin}")
+            error: GhappError = NetworkFailed(
+                f"{name} did not answer within {self._call_budget:.0f} s", hint=_CHECK_NETWORK
+            )
+        except httpx.ProxyError as caught:
+            status = re.match(r"\d{3}", str(caught))
+            why = f"the proxy {proxy} refused" + (f" (HTTP {status[0]})" if status else "")
+            error = ProxyFailed(why, hint=f"mend {self._network.proxy_origin}")
         except httpx.TimeoutException:
             error = NetworkFailed(f"{proxy or name} did not answer in time", hint=_CHECK_NETWORK)
         except httpx.ConnectError as caught:
@@ -154,7 +171,7 @@ class GitHub:
             error = NetworkFailed(f"the connection to {name} broke ({type(caught).__name__})", hint=_CHECK_NETWORK)
         else:
             return
-        raise error
+        raise error from None
 
     def _why_no_connection(self, caught: BaseException, proxy: str) -> GhappError:
         chain = list(_causes(caught))
@@ -198,9 +215,23 @@ def _parse(response: httpx.Response, data: bytes) -> Any:
     if "json" not in response.headers.get("content-type", ""):
         return None
     try:
-        return json.loads(data)
+        body = json.loads(data.decode(), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        if b"\\u" in data:
+            json.dumps(body, ensure_ascii=False).encode()  # half a surrogate pair is text that nobody can write
     except (ValueError, RecursionError):
         return None
+    return body
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        raise ValueError("a name occurs twice, and parsers differ in which one counts")
+    return entries
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 class AppClient:
@@ -215,6 +246,7 @@ class AppClient:
         self._threads = threads
         self._key_ttl = key_ttl
         self._forgetting: asyncio.TimerHandle | None = None
+        self._fingerprint = ""
 
     @property
     def app(self) -> App:
@@ -224,15 +256,18 @@ class AppClient:
     # -- the app's own voice -------------------------------------------------------------------------------------
 
     async def fingerprint(self) -> str:
-        """Return the signing key's fingerprint."""
-        return await self._blocking(self._signer.fingerprint)
+        """Return the signing key's fingerprint: asked once, so that a hit waits for no thread."""
+        if not self._fingerprint:
+            self._fingerprint = await self._blocking(self._signer.fingerprint)
+            self._forget_later()
+        return self._fingerprint
 
     async def get_app(self) -> dict[str, Any]:
         """Return ``GET /app``: the best test of id and key."""
         answer = await self._as_app("GET", "/app")
         body = _object(answer)
         for key, kind in {"id": int, "name": str}.items():
-            if not isinstance(body.get(key), kind):
+            if type(body.get(key)) is not kind:  # JSON's true is an int in Python
                 raise BadAnswer(f"GET /app came without {key}")
         return body
 
@@ -252,8 +287,8 @@ class AppClient:
             if answer.status == httpx.codes.NOT_FOUND:
                 return None
             if answer.status == httpx.codes.OK:
-                return Place(_installation(answer.body), named)
-            path = self._same_origin(answer)
+                return Place(_installation(answer.body, repository.owner), named)
+            path = self._below_api(answer.headers.get("location", ""))
             moved = re.search(r"/repositories/(\d+)/installation$", path)
             if moved:
                 named = int(moved[1])
@@ -262,24 +297,37 @@ class AppClient:
     async def find_by_owner(self, owner: str) -> Installation | None:
         """Return the installation on a user or an organisation: this endpoint serves both."""
         answer = await self._as_app("GET", f"/users/{quote(owner, safe='')}/installation", accept=(200, 404))
-        return None if answer.status == httpx.codes.NOT_FOUND else _installation(answer.body)
+        return None if answer.status == httpx.codes.NOT_FOUND else _installation(answer.body, owner)
 
     async def create_token(self, scope: Scope) -> IssuedToken:
         """Mint a token for exactly `scope`; whether it is exactly that is the caller's to check."""
         body: dict[str, object] = {"permissions": dict(scope.permissions)}
         if scope.repositories is not ALL:
-            by_id = all(isinstance(repository, int) for repository in scope.repositories)
-            body["repository_ids" if by_id else "repositories"] = list(scope.repositories)
+            names = [repository for repository in scope.repositories if isinstance(repository, str)]
+            ids = [repository for repository in scope.repositories if isinstance(repository, int)]
+            # Only what is not empty: GitHub reads an empty list as everything.
+            body |= {key: some for key, some in (("repositories", names), ("repository_ids", ids)) if some}
         answer = await self._as_app(
             "POST", f"/app/installations/{scope.installation}/access_tokens", body, accept=(201,)
         )
-        return self._issued(answer)
+        try:
+            return self._issued(answer)
+        except BadAnswer:
+            await self._revoke_unusable(answer)
+            raise
 
     async def revoke_token(self, token: str) -> None:
         """End `token`. 401 means that it is dead already."""
         answer = await self._github.request("DELETE", "/installation/token", token)
         if answer.status not in {httpx.codes.NO_CONTENT, httpx.codes.UNAUTHORIZED}:
             raise self._refusal(answer)
+
+    async def _revoke_unusable(self, answer: Answer) -> None:
+        """End the token of an answer that we refuse, if it is a token."""
+        token = answer.body.get("token") if isinstance(answer.body, dict) else None
+        if isinstance(token, str) and _TOKEN.fullmatch(token):
+            with suppress(GhappError):  # the refusal is what the caller has to hear
+                await self.revoke_token(token)
 
     # -- how a request is made -----------------------------------------------------------------------------------
 
@@ -290,17 +338,20 @@ class AppClient:
             if answer.dated is None:
                 raise _clock_rejected()
             answer = await self._github.request(method, path, await self._jwt(), body)
-        if answer.status not in accept:
+        if answer.status not in accept or answer.message == _UNKNOWN_APP:
             raise self._refusal(answer)
-        if answer.body is None and answer.status < httpx.codes.MULTIPLE_CHOICES:
-            raise NotTheApi(
-                f"{urlsplit(self._app.api).hostname} answered {answer.status} without usable JSON",
-                hint="a captive portal or a proxy may be in the way",
-            )
+        if answer.body is None and not answer.is_redirect:
+            raise self._not_the_api(answer)
         return answer
 
+    def _not_the_api(self, answer: Answer) -> NotTheApi:
+        host = urlsplit(self._app.api).hostname
+        return NotTheApi(
+            f"{host} answered {answer.status} without usable JSON", hint="a captive portal or a proxy may be in the way"
+        )
+
     async def _jwt(self) -> str:
-        """Return a JWT of the app, signed now and kept nowhere (RFC 7519; GitHub: RS256, integers, ``iss`` a string)."""
+        """Return a JWT of the app, signed now and kept nowhere (GitHub wants RS256, integers, ``iss`` a string)."""
         now = int(self._github.server_now())
         claims = {"iat": now - JWT_BACK, "exp": now + JWT_AHEAD, "iss": self._app.issuer}
         parts = ({"alg": "RS256", "typ": "JWT"}, claims)
@@ -322,56 +373,59 @@ class AppClient:
     async def _pages(self, path: str) -> AsyncIterator[list[Any]]:
         """Yield the pages of a list, following ``Link: rel="next"`` as GitHub asks, never a constructed URL."""
         url: str | None = path
-        while url:
+        for _ in range(MAX_PAGES):
+            if url is None:
+                return
             answer = await self._as_app("GET", url)
             if not isinstance(answer.body, list):
                 raise BadAnswer("GitHub's list of installations is not a list")
             yield answer.body
             following = httpx.Response(200, headers=dict(answer.headers)).links.get("next")
             url = self._below_api(following["url"]) if following else None
+        raise BadAnswer(f"GitHub's list of installations has more than {MAX_PAGES} pages")
 
-    def _below_api(self, url: str) -> str:
-        """Return `url` if it stays at the API, which is the only place our JWT may go."""
-        if urlsplit(url)[:2] != urlsplit(self._app.api)[:2]:
-            raise NotTheApi(f"{urlsplit(self._app.api).hostname} points to another host")
-        return url
-
-    def _same_origin(self, answer: Answer) -> str:
-        return self._below_api(urljoin(self._app.api + "/", answer.headers.get("location", "")))
+    def _below_api(self, reference: str) -> str:
+        """Return the URL that `reference` means if it is at the API's origin, the only place our JWT may go."""
+        with suppress(ValueError):  # of urllib, such as for "https://["
+            url = urljoin(self._app.api + "/", reference)
+            if reference and urlsplit(url)[:2] == urlsplit(self._app.api)[:2]:
+                return url
+        raise NotTheApi(f"{urlsplit(self._app.api).hostname} points to another host")
 
     def _issued(self, answer: Answer) -> IssuedToken:
         body = _object(answer)
         token, expires_at = body.get("token"), body.get("expires_at")
         if not isinstance(token, str) or not _TOKEN.fullmatch(token):
             raise BadAnswer("GitHub returned a malformed token; it was not used")
-        if not isinstance(expires_at, str) or not _TIME.fullmatch(expires_at):
-            raise BadAnswer("GitHub returned a token without a usable expires_at")
         dated = answer.dated if answer.dated is not None else self._github.server_now()
-        life = datetime.fromisoformat(expires_at).astimezone(UTC).timestamp() - dated
+        life = _unix_time(expires_at) - dated
         if life <= 0:
             raise BadAnswer("GitHub returned a token that has expired already")
-        repositories = body.get("repositories") or []
         return IssuedToken(
             token=token,
             ends=answer.sent_at + life,
             permissions=permissions_of(_strings(body.get("permissions"))),
             repository_selection=str(body.get("repository_selection", "")),
-            repositories=tuple((int(entry["id"]), str(entry["name"])) for entry in repositories),
+            repositories=_repositories(body.get("repositories")),
         )
 
     def _refusal(self, answer: Answer) -> GhappError:
         """Tell apart what GitHub's refusals mean; the order matters, a 403 may be any of four things."""
         status, message = answer.status, answer.message
-        host = urlsplit(self._app.api).hostname
         wait = _asked_to_wait(answer, self._github.server_now())
         if wait is not None:
             until = datetime.fromtimestamp(self._github.server_now() + wait, tz=UTC).astimezone()
             return RateLimited(f"GitHub limits this app's requests until {until:%H:%M:%S}", wait=wait)
+        if status >= httpx.codes.INTERNAL_SERVER_ERROR:
+            host = urlsplit(self._app.api).hostname
+            return GitHubFailing(f"{host} is failing (HTTP {status})", hint="see https://www.githubstatus.com")
+        if not message:
+            return self._not_the_api(answer)  # whoever it was, nothing was said about app or key
         if message.startswith(_TIME_MESSAGES):
             return _clock_rejected()
-        if status == httpx.codes.UNAUTHORIZED or message == "Integration not found":
+        if status == httpx.codes.UNAUTHORIZED or message == _UNKNOWN_APP:
             return AppRejected(
-                f"GitHub does not accept the key of {self._app.name} for app {self._app.issuer}: {message or status}",
+                f"GitHub does not accept the key of {self._app.name} for app {self._app.issuer}: {message}",
                 hint=f"compare the fingerprint in 'ghapp app show {self._app.name}' with the app's page on GitHub",
             )
         if status == httpx.codes.FORBIDDEN and "suspended" in message:
@@ -387,15 +441,11 @@ class AppClient:
             )
         if status == httpx.codes.UNPROCESSABLE_ENTITY and "repository" in message:
             return NotSelected(f"GitHub: {message}", hint="select the repository in the installation's settings")
-        if status >= httpx.codes.INTERNAL_SERVER_ERROR:
-            return GitHubFailing(f"{host} is failing (HTTP {status})", hint="see https://www.githubstatus.com")
-        if message:
-            return Forbidden(f"GitHub refused (HTTP {status}): {message}")
-        return NotTheApi(f"{host} answered {status}, not as the API does", hint="a captive portal or a proxy?")
+        return Forbidden(f"GitHub refused (HTTP {status}): {message}")
 
 
 def _asked_to_wait(answer: Answer, now: float) -> float | None:
-    """Return the seconds that GitHub wants us to stay away, by its own order: retry-after, then reset, then a minute."""
+    """Return the seconds that GitHub wants us to stay away: by retry-after, else by reset, else a minute."""
     if answer.status not in {httpx.codes.FORBIDDEN, httpx.codes.TOO_MANY_REQUESTS}:
         return None
     after, reset = answer.headers.get("retry-after", ""), answer.headers.get("x-ratelimit-reset", "")
@@ -427,16 +477,38 @@ def _strings(value: object) -> dict[str, str]:
     return value
 
 
-def _installation(entry: object) -> Installation:
-    """Read an installation object; an enterprise's account has a slug and no login, and an account can be null."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("id"), int):
+def _unix_time(text: object) -> float:
+    try:
+        if isinstance(text, str) and _TIME.fullmatch(text):  # fromisoformat() takes also what has no time zone
+            return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError):
+        pass  # there is no 30 February
+    raise BadAnswer("GitHub returned a token without a usable expires_at")
+
+
+def _repositories(entries: object) -> tuple[tuple[int, str], ...]:
+    found = []
+    for entry in entries if isinstance(entries, list) else [] if entries is None else [None]:
+        if not isinstance(entry, dict) or type(entry.get("id")) is not int or type(entry.get("name")) is not str:
+            raise BadAnswer("GitHub's list of the token's repositories is malformed")
+        found.append((entry["id"], entry["name"]))
+    return tuple(found)
+
+
+def _installation(entry: object, owner: str = "") -> Installation:
+    """Read an installation object; an enterprise's account has a slug and no login, and an account can be null.
+
+    `owner` is the account's name where the answer does not tell it.
+    """
+    if not isinstance(entry, dict) or type(entry.get("id")) is not int:
         raise BadAnswer("GitHub's installation object has no id")
-    account = entry.get("account") or {}
+    account = entry.get("account")
+    account = account if isinstance(account, dict) else {}
     return Installation(
         id=InstallationId(entry["id"]),
-        account=str(account.get("login") or account.get("slug") or ""),
+        account=str(account.get("login") or account.get("slug") or owner),
         permissions=permissions_of(_strings(entry.get("permissions"))),
         repository_selection=str(entry.get("repository_selection", "")),
         suspended=entry.get("suspended_at") is not None,
-        html_url=str(entry.get("html_url", "")),
+        html_url=str(entry.get("html_url") or ""),
     )

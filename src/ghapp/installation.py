@@ -13,6 +13,11 @@ Permissions = tuple[tuple[str, str], ...]
 """Name and level, sorted by name: a value that can be compared and hashed."""
 
 _LEVELS = {"read": 1, "write": 2, "admin": 3}
+LEVELS = frozenset(_LEVELS)
+_WITHOUT_READ = frozenset({"workflows", "profile"})
+"""Permissions that GitHub knows at `write` only; asked for at `read`, the whole request is refused."""
+_ALWAYS = ("metadata", "read")
+"""What GitHub adds to every token."""
 
 
 class Everything(Enum):
@@ -31,9 +36,17 @@ def permissions_of(mapping: Mapping[str, str]) -> Permissions:
     return tuple(sorted(mapping.items()))
 
 
+def read_only_of(permissions: Permissions) -> Permissions:
+    """Return what `permissions` allow to see, without those that have no such level."""
+    return tuple((name, "read") for name, _ in permissions if name not in _WITHOUT_READ)
+
+
 def exceeds(permissions: Permissions, limit: Permissions) -> list[str]:
-    """Return those of `permissions`, as ``name: level``, that `limit` does not contain; unknown levels never fit."""
-    limits = dict(limit)
+    """Return those of `permissions`, as ``name: level``, that `limit` does not contain; unknown levels never fit.
+
+    ``metadata: read`` always fits: GitHub adds it to every token.
+    """
+    limits = dict((_ALWAYS, *limit))
     return [
         f"{name}: {level}"
         for name, level in permissions
@@ -81,30 +94,43 @@ def git_permissions(installation: Installation, configured: Permissions | None) 
 
     Raises `PermissionMissing` if the installation was not granted `contents`, or less than was configured.
     """
-    page = f"accept the app's permissions at {installation.html_url}"
     if configured is not None:
-        missing = exceeds(configured, installation.permissions)
-        if missing:
-            raise PermissionMissing(f"{installation.account} has not granted the app {', '.join(missing)}", hint=page)
+        check_granted(installation, configured)
         return configured
     granted = tuple(pair for pair in installation.permissions if pair[0] in {"contents", "workflows"})
     if "contents" not in dict(granted):
-        raise PermissionMissing(f"{installation.account} has not granted the app contents: read", hint=page)
+        check_granted(installation, (("contents", "read"),))
     return granted
 
 
-def wider_than(scope: Scope, permissions: Permissions, selection: str, repositories: Iterable[str | int]) -> str:
-    """Say in which way an issued token is wider than `scope`, or return "" if it is not.
+def check_granted(installation: Installation, wanted: Permissions) -> None:
+    """Raise `PermissionMissing` if `installation` was granted less than `wanted`."""
+    missing = exceeds(wanted, installation.permissions)
+    if missing:
+        raise PermissionMissing(
+            f"{installation.account} has not granted the app {', '.join(missing)}",
+            hint=f"accept the app's permissions at {installation.html_url}",
+        )
 
-    `repositories` are the issued ones in the scope's own form (names in lower case, or ids). ``metadata: read`` is
-    always added by GitHub.
+
+def wider_than(scope: Scope, permissions: Permissions, selection: str, repositories: Iterable[tuple[int, str]]) -> str:
+    """Say in which way an issued token is another than `scope`, or return "" if it is that.
+
+    `repositories` are the issued ones, id and name; a scope may name some by id and others by name.
     """
-    extra = exceeds(permissions, (*scope.permissions, ("metadata", "read")))
+    extra = exceeds(permissions, scope.permissions)
     if extra:
         return f"it allows {', '.join(extra)}"
     if scope.repositories is ALL:
         return ""
     if selection != "selected":
         return "it reaches every repository"
-    others = sorted({str(name) for name in repositories} ^ {str(name) for name in scope.repositories})
-    return f"its repositories differ in {', '.join(others)}" if others else ""
+    missing = set(scope.repositories)
+    others = []
+    for id_, name in repositories:
+        asked = missing & {id_, name.lower()}
+        if not asked:
+            others.append(name)
+        missing -= asked
+    others += [str(repository) for repository in missing]
+    return f"its repositories differ in {', '.join(sorted(others))}" if others else ""

@@ -6,7 +6,7 @@ living daemon's socket away, and from 3.13 on it unlinks sockets that were passe
 
 import asyncio
 import contextlib
-import errno
+import functools
 import logging
 import os
 import socket
@@ -23,10 +23,12 @@ from ghapp.errors import RuntimeDirectoryRefused
 
 BACKLOG = 1024  # with git's 5, 494 of 500 simultaneous clients failed at once
 MAX_CONNECTIONS = 2000  # beyond it clients wait in the backlog; the soft descriptor limit is raised to 4,096
-CROWDED = MAX_CONNECTIONS * 3 // 4  # from here on whoever has been sending longest makes room
+CROWDED = 3 / 4  # of the connections: from here on whoever has been sending longest makes room
+FRESH = 1.0  # seconds after which a client that has not sent its request may have to make room; a burst is no attack
+LAST_CALL = 0.1  # seconds, when we end, for those just accepted: what they have sent is on its way
 SEND_LIMIT = 10.0  # seconds for a client to send its request; it takes microseconds
 WRITE_LIMIT = 10.0  # seconds for a client to take its answer
-OUT_OF_DESCRIPTORS_PAUSE = 0.1
+OUT_OF_DESCRIPTORS_PAUSE = 0.1  # seconds; a connection of ours that ends sooner ends the pause
 _CHUNK = 64 * 1024
 
 log = logging.getLogger(__name__)
@@ -43,10 +45,12 @@ class Peer:
 class Connection:
     """One accepted client. Reads are bounded in size and time, an answer is written once."""
 
-    def __init__(self, sock: socket.socket, peer: Peer) -> None:
+    def __init__(self, sock: socket.socket, peer: Peer, send_limit: float = SEND_LIMIT) -> None:
         self._sock = sock
         self._rest = b""
+        self._send_limit = send_limit
         self.peer = peer
+        self.since = asyncio.get_running_loop().time()
         self.asked = False
         """Whether a whole request has arrived: such a client is not dropped to make room."""
 
@@ -58,7 +62,7 @@ class Connection:
         loop = asyncio.get_running_loop()
         data = self._rest
         self.asked = False
-        async with asyncio.timeout(SEND_LIMIT):
+        async with asyncio.timeout(self._send_limit):
             while end not in data:
                 if len(data) > most:
                     raise ValueError("the request is too large")
@@ -78,7 +82,7 @@ class Connection:
             await asyncio.get_running_loop().sock_sendall(self._sock, answer)
 
     def close(self) -> None:
-        """Close; a task that waits on this connection sees an error or the end."""
+        """Close; only when no task waits on this connection, for the descriptor's number is soon another's."""
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()
@@ -90,10 +94,22 @@ Handler = Callable[[Connection], Awaitable[None]]
 class Listener:
     """One listening socket and its clients."""
 
-    def __init__(self, path: str, handle: Handler, *, on_activity: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        path: str,
+        handle: Handler,
+        *,
+        on_activity: Callable[[], None] = lambda: None,
+        most: int = MAX_CONNECTIONS,
+        send_limit: float = SEND_LIMIT,
+        fresh: float = FRESH,
+    ) -> None:
         self.path = path
         self._handle = handle
         self._on_activity = on_activity
+        self._most = most
+        self._send_limit = send_limit
+        self._fresh = fresh
         self._sock: socket.socket | None = None
         self._inode: tuple[int, int] | None = None
         self._tasks: dict[asyncio.Task[None], Connection] = {}
@@ -138,24 +154,29 @@ class Listener:
         return self._inode == (status.st_dev, status.st_ino)
 
     def stop_accepting(self) -> None:
-        """Let go of the listening socket, and of the path if it is still ours. Clients already here are served."""
+        """Let go of the listening socket, and of the path if it is still ours. Clients already here are served.
+
+        Who waits in the backlog is here too: first the path goes, so that nobody comes after them, then they come in.
+        """
         if self._sock is None:
             return
-        if not self._paused:
-            asyncio.get_running_loop().remove_reader(self._sock)
         if self.is_in_place():
-            Path(self.path).unlink(missing_ok=True)
-        self._sock.close()
-        self._sock = self._inode = None
+            with contextlib.suppress(OSError):  # what stays is a dead socket, which the next daemon replaces
+                Path(self.path).unlink()
+        self._accept()
+        sock, self._sock, self._inode = self._sock, None, None
+        asyncio.get_running_loop().remove_reader(sock)
+        sock.close()
 
     async def drain(self, limit: float) -> None:
         """Wait up to `limit` seconds for those who have asked, then close whoever is left."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=min(LAST_CALL, limit))
         asked = [task for task, connection in self._tasks.items() if connection.asked]
         if asked:
             await asyncio.wait(asked, timeout=limit)
-        for task, connection in list(self._tasks.items()):
+        for task in self._tasks:
             task.cancel()
-            connection.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _resume(self) -> None:
@@ -163,25 +184,23 @@ class Listener:
             self._paused = False
             asyncio.get_running_loop().add_reader(self._sock, self._accept)
 
-    def _pause(self) -> None:
+    def _pause(self, seconds: float) -> None:
         if self._sock is not None:
             self._paused = True
             asyncio.get_running_loop().remove_reader(self._sock)
+            asyncio.get_running_loop().call_later(seconds, self._resume)
 
     def _accept(self) -> None:
         while self._sock is not None:
-            if len(self._tasks) >= MAX_CONNECTIONS:
-                self._pause()  # the rest wait in the backlog, until one of ours leaves
+            if len(self._tasks) >= self._most and not self._drop_the_slowest():
+                self._pause(self._fresh)  # the rest wait in the backlog, until one of ours leaves or may be dropped
                 return
             try:
                 sock, _ = self._sock.accept()
             except (BlockingIOError, ConnectionAbortedError, InterruptedError):
                 return
-            except OSError as error:
-                if error.errno not in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}:
-                    raise
-                self._pause()
-                asyncio.get_running_loop().call_later(OUT_OF_DESCRIPTORS_PAUSE, self._resume)
+            except OSError:  # no descriptors, no memory: asyncio would try again at once, and log, for ever
+                self._pause(OUT_OF_DESCRIPTORS_PAUSE)
                 return
             self._admit(sock)
 
@@ -196,23 +215,29 @@ class Listener:
             self.rejected += 1
             sock.close()
             return
-        if len(self._tasks) >= CROWDED:
+        if len(self._tasks) >= self._most * CROWDED:
             self._drop_the_slowest()
-        connection = Connection(sock, peer)
+        connection = Connection(sock, peer, self._send_limit)
         task = asyncio.get_running_loop().create_task(self._serve(connection))
         self._tasks[task] = connection
         self.peak = max(self.peak, len(self._tasks))
-        task.add_done_callback(self._left)
+        task.add_done_callback(functools.partial(self._left, connection))
 
-    def _drop_the_slowest(self) -> None:
+    def _drop_the_slowest(self) -> bool:
+        """Make room by one who came a while ago and has not asked yet; tell whether there was one."""
+        now = asyncio.get_running_loop().time()
         for task, connection in self._tasks.items():  # in the order of arrival
+            if now - connection.since < self._fresh:
+                return False
             if not connection.asked:
                 self.timeouts += 1
+                del self._tasks[task]
                 task.cancel()
-                connection.close()
-                return
+                return True
+        return False
 
-    def _left(self, task: asyncio.Task[None]) -> None:
+    def _left(self, connection: Connection, task: asyncio.Task[None]) -> None:
+        connection.close()  # again, for a task that was cancelled before it ran
         self._tasks.pop(task, None)
         if self._paused:
             self._resume()

@@ -1,5 +1,6 @@
 """How the daemon reaches GitHub: proxy, trust, time-outs; the configuration wins over the environment."""
 
+import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,10 +12,11 @@ from urllib.parse import urlsplit
 import httpx
 import truststore
 
-from ghapp.errors import TlsFailed
+from ghapp.errors import ProxyFailed, TlsFailed
 
 
 CONNECT_TIMEOUT = 3.0
+_PROXY = re.compile(r"https?://(?:[!-~]*@)?(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?/?")  # no SOCKS
 READ_TIMEOUT = 12.0  # GitHub itself gives up at 10 s
 
 
@@ -34,8 +36,7 @@ class Network:
     @property
     def proxy_name(self) -> str:
         """Host and port of the proxy, without user and password."""
-        parts = urlsplit(self.proxy)
-        return f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname or "")
+        return urlsplit(self.proxy).netloc.rpartition("@")[2]
 
     def proxy_for(self, host: str) -> str:
         """Return the proxy's URL for `host`, or "" if it is reached directly."""
@@ -75,10 +76,9 @@ def trust(network: Network) -> ssl.SSLContext:
             raise TlsFailed(f"{path} does not exist, which {network.ca_origin} names", hint="ghapp daemon restart")
     try:
         return ssl.create_default_context(cafile=network.ca_file or None, capath=network.ca_directory or None)
-    except (OSError, ssl.SSLError) as error:
-        raise TlsFailed(
-            f"{network.ca_file} holds no certificates ({type(error).__name__})", hint=f"mend {network.ca_origin}"
-        ) from None
+    except OSError as error:  # ssl.SSLError is one
+        why = "holds no certificates" if isinstance(error, ssl.SSLError) else f"cannot be read: {error.strerror}"
+        raise TlsFailed(f"{network.ca_file} {why}", hint=f"mend {network.ca_origin}") from None
 
 
 def http_client(network: Network, host: str) -> httpx.AsyncClient:
@@ -86,9 +86,14 @@ def http_client(network: Network, host: str) -> httpx.AsyncClient:
 
     No netrc, which would replace our JWT; no compression, so that a body's size is what is read.
     """
+    proxy = network.proxy_for(host)
+    if proxy and not _PROXY.fullmatch(proxy):
+        raise ProxyFailed(
+            f"the proxy in {network.proxy_origin} is not http://HOST:PORT", hint=f"mend {network.proxy_origin}"
+        )
     return httpx.AsyncClient(
         verify=trust(network),
-        proxy=network.proxy_for(host) or None,
+        proxy=proxy or None,
         trust_env=False,
         follow_redirects=False,
         timeout=httpx.Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT),

@@ -10,12 +10,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from ghapp import autostart, client
 
 
 MIN_DESCRIPTORS = 4096  # soft limit, for 2,000 connections
 PATIENCE = 2.0  # seconds for the holder of the lock to show that it lives
+START_PATIENCE = 10.0  # seconds for one that starts or ends: it has no sockets, and is not to be killed
+HELLO_LIMIT = 0.5  # seconds for whoever listens on our path to say who it is
 _GLANCE = 0.02
 _PR_SET_DUMPABLE = 4
 
@@ -62,14 +65,36 @@ def detach() -> Callable[[str], None]:
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for descriptor in range(3):
         os.dup2(null, descriptor)
-    os.closerange(3, writer)
-    os.closerange(writer + 1, 1024)
+    close_all_but(writer)
+    said = False
 
     def report(problem: str) -> None:
-        os.write(writer, (problem or "ready").encode())
+        nonlocal said
+        if said:
+            return  # the number may be another file's by now
+        said = True
+        with contextlib.suppress(OSError):  # the starter has given up; we serve whoever comes next
+            os.write(writer, (problem or "ready").encode(errors="replace"))
         os.close(writer)
 
     return report
+
+
+def close_all_but(kept: int) -> None:
+    """Close every descriptor above 2 but one, however high its number: a starter may have raised its limit."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir("/dev/fd"):  # noqa: PTH208  # numbers, not paths
+            if int(name) not in {0, 1, 2, kept}:
+                with contextlib.suppress(OSError):  # the listing's own
+                    os.close(int(name))
+
+
+def leave(code: int) -> NoReturn:
+    """End this process now: at its normal end Python would wait for a signer or a name resolution that hangs."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code)
 
 
 def _wait_and_exit(reader: int) -> None:
@@ -85,28 +110,35 @@ def _wait_and_exit(reader: int) -> None:
 def take_lock(directory: str) -> int | None:
     """Return the descriptor of the daemon's lock, which is held until the process ends, or None if a daemon serves.
 
-    A holder whose socket does not answer is told to mend that (SIGHUP); one that does not react in time is killed,
-    its pid verified. Raises OSError.
+    A holder whose sockets do not answer is told to mend that (SIGHUP); one that does not react in time is killed,
+    its pid verified. One that starts or ends has no pid in the file and is waited for. Raises OSError.
     """
     path = f"{directory}/daemon.lock"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     if _lock(descriptor):
         return descriptor
-    for remedy in (None, signal.SIGHUP, signal.SIGKILL):
+    told: dict[int, float] = {}
+    end = time.monotonic() + START_PATIENCE
+    while time.monotonic() < end:
+        if _lock(descriptor):
+            return descriptor
+        if complete(directory):
+            os.close(descriptor)
+            return None
         holder = _holder(path)
-        if remedy is not None and holder is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(holder, remedy)
-        end = time.monotonic() + PATIENCE
-        while time.monotonic() < end:
-            if _lock(descriptor):
-                return descriptor
-            if remedy is not signal.SIGKILL and serving(f"{directory}/git.sock"):
-                os.close(descriptor)
-                return None
-            time.sleep(_GLANCE)
+        if holder is not None and holder not in told:
+            told[holder] = time.monotonic()
+            _send(holder, signal.SIGHUP)
+        elif holder is not None and time.monotonic() - told[holder] >= PATIENCE:
+            _send(holder, signal.SIGKILL)
+        time.sleep(_GLANCE)
     os.close(descriptor)
-    raise OSError(f"another process holds {path} and cannot be ended (E41)")
+    raise OSError(f"another process holds {path} and does not end (E41)")
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def _lock(descriptor: int) -> bool:
@@ -114,43 +146,65 @@ def _lock(descriptor: int) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    mark_unreachable(descriptor)
     return True
 
 
-def lock_holder(directory: str) -> int | None:
-    """Return the pid of the daemon that holds the lock in `directory`, or None."""
-    path = f"{directory}/daemon.lock"
+def mark_serving(lock: int) -> None:
+    """Write our pid into the lock's file: from now on our sockets answer, and who finds them silent may end us."""
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+
+
+def mark_unreachable(lock: int) -> None:
+    """Take our pid out of the lock's file: we start, or end, and are waited for."""
+    os.ftruncate(lock, 0)
+
+
+def is_locked(directory: str) -> bool:
+    """Tell whether a daemon holds the lock in `directory`, also one that starts or ends."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(f"{directory}/daemon.lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
-        return None
+        return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return _holder(path)
+        return True
     else:
-        return None
+        return False
     finally:
         os.close(descriptor)
+
+
+def lock_holder(directory: str) -> int | None:
+    """Return the pid of the daemon that serves in `directory`, or None."""
+    return _holder(f"{directory}/daemon.lock") if is_locked(directory) else None
 
 
 def _holder(path: str) -> int | None:
     """Return the pid in the lock file if that process is a daemon of ours."""
     try:
         pid = int(Path(path).read_text(encoding="ascii"))
-        if sys.platform == "linux":
-            return pid if b"ghapp" in Path(f"/proc/{pid}/cmdline").read_bytes() else None
     except (OSError, ValueError):
         return None
-    return pid
+    return pid if _is_ghapp(pid) else None
 
 
-def hello(path: str) -> dict[str, str] | None:
+def _is_ghapp(pid: int) -> bool:
+    if pid <= 1 or pid == os.getpid():
+        return False
+    if sys.platform != "linux":
+        return True
+    try:
+        return b"ghapp" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def hello(path: str, limit: float = HELLO_LIMIT) -> dict[str, str] | None:
     """Return what the daemon at `path` says of itself, {} for a foreign listener, None for nobody."""
     try:
-        answer = client.ask(path, b"action=hello\ntimeout=0\nghapp=1\n", PATIENCE)
+        answer = client.ask(path, b"action=hello\ntimeout=0\nghapp=1\n", limit)
     except client.NoAnswer as reason:
         return {} if reason.foreign else None
     except OSError:
@@ -158,14 +212,23 @@ def hello(path: str) -> dict[str, str] | None:
     return dict(line.split("=", 1) for line in answer.decode("ascii", "replace").splitlines() if "=" in line)
 
 
-def serving(path: str) -> bool:
-    """Tell whether a daemon of ours answers at `path`."""
-    return bool(hello(path))
+def complete(directory: str) -> bool:
+    """Tell whether a daemon of ours answers in `directory`, on both sockets."""
+    return bool(hello(f"{directory}/git.sock")) and autostart.listens(f"{directory}/control.sock")
 
 
 def free_path(path: str) -> None:
-    """End a foreign listener at `path`, so that the path can be taken. Call with the lock held."""
-    if hello(path) == {}:
+    """End whoever listens at `path`, so that the path can be taken. Call with the lock held.
+
+    That is git's own cache daemon; or a daemon of ours whose lock's file was removed, which nobody would find again.
+    """
+    found = hello(path)
+    if found is None:
+        return
+    pid = int(found.get("pid", "0"))
+    if _is_ghapp(pid):
+        _send(pid, signal.SIGTERM)
+    elif not found:
         autostart.end_foreign(path)
 
 
@@ -180,11 +243,31 @@ def resident_bytes() -> int:
 
 def wait_for_end(pid: int, limit: float) -> bool:
     """Return once the process `pid` is gone, or False if it is not within `limit` seconds."""
+    return _wait_until(lambda: _is_gone(pid), limit)
+
+
+def wait_for_lock(directory: str, limit: float) -> bool:
+    """Return once no daemon holds the lock, or False if one does for `limit` seconds."""
+    return _wait_until(lambda: not is_locked(directory), limit)
+
+
+def _wait_until(over: Callable[[], bool], limit: float) -> bool:
     end = time.monotonic() + limit
-    while time.monotonic() < end:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
+    while not over():
+        if time.monotonic() >= end:
+            return False
         time.sleep(_GLANCE)
-    return False
+    return True
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, PermissionError):
+        return True
+    try:
+        status = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return sys.platform == "linux"
+    # Dead, and nobody has asked how: in a container process 1 often does not.
+    return status.rpartition(b")")[2].split()[0] in {b"Z", b"X"}

@@ -16,6 +16,7 @@ from ghapp.installation import Installation, Permissions
 PRESENT_AGE = 60 * 60.0
 ABSENT_AGE = 60.0  # every git command on a foreign repository would otherwise cost a call
 UNSELECTED_AGE = 30.0
+STALE_AGE = 60.0  # for which the last thing known is believed again when GitHub cannot be asked
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 MAX_NEGATIVE = 10_000  # entries; names come from URLs that strangers write
@@ -73,11 +74,12 @@ class Routes:
         self._owners: dict[tuple[str, str], tuple[Installation | None, float]] = {}
         self._moved: dict[tuple[str, tuple[str, str]], tuple[Place, float]] = {}
         self._unselected: dict[tuple[str, tuple[str, str]], float] = {}
+        self._lists: dict[str, tuple[tuple[Installation, ...], float]] = {}
 
     def find(self, app: App, repository: Repository, now: float) -> Place | Unreachable | None:
         """Return where `repository` is, or None if that has to be asked."""
         moved = self._moved.get((app.name, repository.key))
-        if moved and now - moved[1] < PRESENT_AGE:
+        if moved and now - moved[1] < _age(moved[0].installation):
             return moved[0]
         if now - self._unselected.get((app.name, repository.key), float("-inf")) < UNSELECTED_AGE:
             return Unreachable.UNSELECTED
@@ -85,11 +87,13 @@ class Routes:
         if owner is None:
             return None
         installation, learnt = owner
-        if installation is None:
-            return Unreachable.ABSENT if now - learnt < ABSENT_AGE else None
-        if now - learnt >= (ABSENT_AGE if installation.suspended else PRESENT_AGE):
+        if now - learnt >= _age(installation):
             return None
-        return Place(installation, repository.name.lower())
+        return Unreachable.ABSENT if installation is None else Place(installation, repository.name.lower())
+
+    def installation_on(self, app: App, owner: str) -> Installation | None:
+        """Return the installation last seen on `owner`, however old that is."""
+        return self._owners.get((app.name, owner.lower()), (None, 0.0))[0]
 
     def learn(self, app: App, repository: Repository, place: Place, now: float) -> None:
         """Remember what GitHub said of `repository`."""
@@ -115,6 +119,42 @@ class Routes:
         self._unselected.pop((app.name, repository.key), None)
         self._owners.pop((app.name, repository.owner.lower()), None)
 
+    def prolong(self, app: App, repository: Repository, now: float) -> bool:
+        """Believe for another minute where `repository` was last, as GitHub cannot be asked; tell if that is known.
+
+        The worst that an old entry can do is to name an installation that is gone, whose tokens are dead.
+        """
+        learnt = now - PRESENT_AGE + STALE_AGE
+        key, owner = (app.name, repository.key), (app.name, repository.owner.lower())
+        if key in self._moved:
+            place = self._moved[key][0]
+            self._moved[key] = (place, learnt)
+            return not place.installation.suspended
+        installation = self.installation_on(app, repository.owner)
+        if installation is None:
+            return False
+        self._owners[owner] = (installation, learnt)
+        return not installation.suspended
+
+    def find_all(self, app: App, now: float) -> tuple[Installation, ...] | None:
+        """Return all installations of `app`, or None if that has to be asked."""
+        found, learnt = self._lists.get(app.name, ((), float("-inf")))
+        return found if now - learnt < ABSENT_AGE else None
+
+    def learn_all(self, app: App, installations: Iterable[Installation], now: float) -> None:
+        """Remember all installations of `app`."""
+        self._lists[app.name] = (tuple(installations), now)
+
+    def prolong_all(self, app: App, now: float) -> bool:
+        """Believe the last list for another minute, as GitHub cannot be asked; tell if there is one."""
+        if app.name in self._lists:
+            self.learn_all(app, self._lists[app.name][0], now)
+        return app.name in self._lists
+
+    def forget_all(self, app: App) -> None:
+        """Forget the list of `app`."""
+        self._lists.pop(app.name, None)
+
     def forget_absences(self) -> None:
         """Forget who was not installed and not selected."""
         self._unselected.clear()
@@ -123,6 +163,11 @@ class Routes:
     def installations(self) -> Iterable[tuple[str, Installation]]:
         """Yield app name and installation of every owner we know of."""
         return [(app, entry[0]) for (app, _), entry in self._owners.items() if entry[0] is not None]
+
+
+def _age(installation: Installation | None) -> float:
+    """Return for how long to believe it: what a person is about to mend, only for a moment."""
+    return ABSENT_AGE if installation is None or installation.suspended else PRESENT_AGE
 
 
 def _make_room(entries: dict[Key, Value], most: int) -> None:

@@ -7,13 +7,16 @@ from importlib.metadata import version
 
 from ghapp.broker import Broker
 from ghapp.credential import answer_attributes, read_query
-from ghapp.errors import GhappError, UsageError
+from ghapp.errors import DaemonFailed, GhappError, UsageError
 from ghapp.listener import Connection
 from ghapp.wire import MAX_REQUEST, Request, error_attributes, format_answer, parse_request
 
 
+REPORT = "ghapp daemon restart; if it happens again, report it as a bug"
+
 log = logging.getLogger(__name__)
 
+VERSION = version("ghapp")  # now: after an upgrade the installed one is not the one that runs
 MARKER = ("ghapp", "1")
 """Says that we answer, and as the last line that the answer is whole."""
 
@@ -53,7 +56,7 @@ class GitServer:
                 self._broker.erase(request.attributes.get("password", ""))
                 pairs = []
             case "hello":
-                pairs = [("version", version("ghapp")), ("pid", str(os.getpid()))]
+                pairs = [("version", VERSION), ("pid", str(os.getpid()))]
             case _:
                 pairs = []  # unknown operations are silently ignored, as gitcredentials(7) asks
         return format_answer([*pairs, MARKER] if request.shows_messages else pairs)
@@ -62,12 +65,17 @@ class GitServer:
         query = read_query(request, self._hosts())
         if query is None:
             return []
-        await self._ready()
         try:
+            await self._ready()
             credential = await self._broker.fill(query)
         except GhappError as error:
             log.info("no credential: %s", error.code)
-            if not request.shows_messages:
-                return []  # git's own client cannot show a reason; ours asks next
-            return error_attributes(error, quit_git=error.stops_git and self._quit_on_error())
-        return [] if credential is None else answer_attributes(credential, query)
+            problem = error
+        except Exception as error:  # noqa: BLE001  # without an answer our client would ask again and again
+            log.error("a get failed: %s", type(error).__name__)  # noqa: TRY400  # a traceback may hold the request
+            problem = DaemonFailed(f"the daemon failed unexpectedly: {type(error).__name__}", hint=REPORT)
+        else:
+            return [] if credential is None else answer_attributes(credential, query)
+        if not request.shows_messages:
+            return []  # git's own client cannot show a reason; ours asks next
+        return error_attributes(problem, quit_git=problem.stops_git and self._quit_on_error())

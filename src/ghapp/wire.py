@@ -18,7 +18,9 @@ MAX_LINES = 256  # a real request has about ten; wwwauth[] may repeat
 
 _ONCE = frozenset({"protocol", "host", "path", "username", "password", "url", "action", "timeout", "ghapp"})
 _KEY = re.compile(rb"[!-<>-~]+")  # printable, no space, no "="
-_VALUE = re.compile(r"[ -~]+")
+_VALUE = re.compile(r"[!-~]+")
+_SENTENCE = re.compile(r"[ -~]+")
+_SENTENCES = frozenset({"error", "hint"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,8 @@ def format_answer(pairs: Iterable[tuple[str, str]]) -> bytes:
     """
     lines = []
     for key, value in pairs:
-        if not _VALUE.fullmatch(value):
+        form = _SENTENCE if key in _SENTENCES else _VALUE
+        if not form.fullmatch(value):
             raise ValueError(f"the value of {key!r} is empty or not printable ASCII")
         lines.append(f"{key}={value}\n")
     return "".join(lines).encode("ascii")

@@ -7,14 +7,10 @@ import pytest
 from e2e.conftest import Machine
 
 
-ROUNDS_BY_DEFAULT = 2
-ROUNDS_WHEN_SLOW = 20
-
-
+@pytest.mark.parametrize("rounds", [2, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
 def test_a_hundred_fills_at_once_without_a_daemon_are_answered_by_one_daemon_with_one_mint(
-    ready: Machine, request: pytest.FixtureRequest
+    ready: Machine, rounds: int
 ) -> None:
-    rounds = ROUNDS_WHEN_SLOW if request.config.getoption("--slow") else ROUNDS_BY_DEFAULT
     log = ready.home / ".local/state/ghapp/daemon.log"
     for _ in range(rounds):
         ready.ghapp("daemon", "stop")

@@ -58,12 +58,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return the exit code: 0 done, 1 failed, 2 wrong usage."""
     try:
         result: Any = cli.main(arguments, prog_name="ghapp", standalone_mode=False)
+        sys.stdout.flush()
     except click.UsageError as error:
-        say_error(error.format_message())
-        hint(f"{error.ctx.command_path if error.ctx else 'ghapp'} --help")
+        command = error.ctx.command_path if error.ctx else "ghapp"
+        say_error(_in_our_form(error.format_message()))
+        hint(f"{command} --help")
         return 2
     except click.ClickException as error:
-        say_error(error.format_message())
+        say_error(_in_our_form(error.format_message()))
         return 1
     except (click.Abort, KeyboardInterrupt):
         say_error("interrupted; nothing more was changed")
@@ -76,7 +78,16 @@ def run(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output has seen enough; a later flush must not complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        say_error(": ".join(str(part) for part in (error.filename, error.strerror or error) if part))
+        return 1
     return result if isinstance(result, int) else 0
+
+
+def _in_our_form(message: str) -> str:
+    """Return click's sentence as ours are: one line, no capital, no period."""
+    line = " ".join(message.split())
+    return line[:1].lower() + line[1:].removesuffix(".")
 
 
 def main() -> None:

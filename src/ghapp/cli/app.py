@@ -63,6 +63,8 @@ def add(
     if delete_key_file and key in {None, "-"}:
         raise click.UsageError("--delete-key-file goes with --key FILE")
     reference = _signer(signer)
+    if delete_key_file and key is not None and _is_same(key, reference.removeprefix("file:")):
+        raise click.UsageError("--delete-key-file would delete the key itself: --signer names the same file")
     host = normal_host(host)
     url = (api_url or config.api_url(host)).rstrip("/")
     written = None if key is None else _store_key(key, Path(reference.removeprefix("file:")))
@@ -97,6 +99,13 @@ def _signer(given: str | None) -> str:
     return f"file:{Path(path).expanduser().absolute()}"
 
 
+def _is_same(one: str, other: str) -> bool:
+    try:
+        return Path(one).samefile(other)
+    except OSError:
+        return False
+
+
 def _store_key(source: str, target: Path) -> Path | None:
     """Write the key from `source` to `target`, for us alone; return the path if it was not there before."""
     from ghapp.private_key import MAX_PEM, load_key  # noqa: PLC0415  # cryptography, which no other command needs
@@ -128,7 +137,7 @@ def _verify(host: str, url: str, signer: str, client_id: str, app_id: int | None
 
 def _report(name: str, reference: str, found: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        print_json({"name": name, "signer": reference} | found)
+        print_json(found | {"name": name, "signer": reference})
         return
     click.echo(f"app          {name}")
     click.echo(f"signer       {reference}")
@@ -182,7 +191,7 @@ def show(*, name: str, as_json: bool) -> None:
     entry = _find(name)
     found = _verify(entry.host, entry.api, entry.keys[0], entry.client_id, entry.app_id)
     if as_json:
-        print_json(_entries(entry) | found)
+        print_json(_entries(entry) | found | {"name": entry.name})  # GitHub's name for it may be another
         return
     _report(entry.name, entry.keys[0], found, as_json=False)
 

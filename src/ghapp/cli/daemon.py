@@ -1,5 +1,6 @@
 """``ghapp daemon``."""
 
+import contextlib
 import os
 import signal
 
@@ -7,13 +8,14 @@ import click
 
 from ghapp import autostart, paths, process
 from ghapp import daemon as ghapp_daemon
-from ghapp.cli.daemon_client import ask, call_if_running
+from ghapp.cli.daemon_client import ask, call_if_running, started_error
 from ghapp.cli.output import json_option, print_json, say
 from ghapp.cli.status import status
 from ghapp.errors import DaemonFailed, GhappError
 
 
 END_LIMIT = 15.0  # seconds: revoking may take 5, requests in flight 2
+TERM_LIMIT = 5.0  # seconds after SIGTERM; one that still runs then hangs, and is killed
 
 
 @click.group()
@@ -27,14 +29,14 @@ def daemon() -> None:
 
 
 @daemon.command()
-def run() -> int:
+def run() -> None:
     r"""Run the daemon in the foreground, until Ctrl-C.
 
     \b
     Example:
       ghapp daemon run
     """
-    return ghapp_daemon.main([])
+    process.leave(ghapp_daemon.main([]))
 
 
 @daemon.command()
@@ -96,16 +98,17 @@ def daemon_status(*, as_json: bool) -> int:
 def _start() -> None:
     try:
         autostart.ensure(paths.control_socket())
+        autostart.ensure(paths.git_socket())
     except OSError as error:
-        cause, _, hint = str(error.args[-1]).partition("\n")
-        raise DaemonFailed(cause.removesuffix(" (E41)"), hint=hint) from None
+        raise started_error(error) from None
 
 
 def _stop(*, revoke: bool) -> bool:
     """End the daemon and wait until its process is gone; tell whether there was one."""
-    holder = process.lock_holder(paths.runtime_dir())
+    directory = paths.runtime_dir()
+    holder = process.lock_holder(directory)
     try:
-        answer = ask("stop", revoke=revoke)
+        answer = ask("stop", patience=END_LIMIT, revoke=revoke)
     except GhappError:
         answer = None  # it does not answer: the signal remains
     if answer is not None:
@@ -116,9 +119,18 @@ def _stop(*, revoke: bool) -> bool:
         if result["not_revoked"]:
             say(f"{result['not_revoked']} tokens could not be revoked; GitHub ends them within the hour")
     if holder is None:
-        return False
-    if answer is None:
-        os.kill(holder, signal.SIGTERM)
+        ending = process.is_locked(directory)  # by another's wish; it takes no more requests
+        if not process.wait_for_lock(directory, END_LIMIT):
+            raise DaemonFailed("the daemon does not end", hint=f"lsof {directory}/daemon.lock")
+        return ending
+    if answer is None and not _end(holder, signal.SIGTERM, TERM_LIMIT):
+        _end(holder, signal.SIGKILL, TERM_LIMIT)
     if not process.wait_for_end(holder, END_LIMIT):
         raise DaemonFailed(f"the daemon (pid {holder}) does not end", hint=f"kill -9 {holder}")
     return True
+
+
+def _end(pid: int, number: signal.Signals, limit: float) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+    return process.wait_for_end(pid, limit)

@@ -1,5 +1,6 @@
 """The command line's end of control.sock."""
 
+import _socket
 import json
 from typing import Any
 
@@ -8,6 +9,8 @@ from ghapp.errors import DaemonFailed, GhappError
 
 
 PATIENCE = 60.0  # seconds for one method: a list of installations may be several pages
+GLANCE = 5.0  # seconds for a method that asks nobody else
+ATTEMPTS = 3  # a daemon that ends while we ask is replaced
 
 
 class RemoteError(GhappError):
@@ -18,49 +21,46 @@ class RemoteError(GhappError):
         self.code = code
 
 
-def call(method: str, **params: object) -> Any:
+def call(method: str, **params: Any) -> Any:
     """Call a method of the daemon, starting it if none runs. Raises `GhappError`."""
-    path = paths.control_socket()
-    try:
-        autostart.ensure(path)
-    except OSError as error:
-        raise _from_text(str(error.args[-1])) from None
-    answer = ask(method, **params)
-    if answer is None:
-        raise DaemonFailed("the daemon went away", hint="ghapp daemon status")
-    return answer["result"]
+    for _ in range(ATTEMPTS):
+        try:
+            autostart.ensure(paths.control_socket())
+        except OSError as error:
+            raise started_error(error) from None
+        answer = ask(method, **params)
+        if answer is not None:
+            return answer["result"]
+    raise DaemonFailed("the daemon went away", hint="ghapp daemon status")
 
 
-def call_if_running(method: str, **params: object) -> Any | None:
+def call_if_running(method: str, **params: Any) -> Any | None:
     """Call a method of the daemon that runs, or return None if none does."""
-    answer = ask(method, **params)
+    answer = ask(method, patience=GLANCE, **params)
     return None if answer is None else answer["result"]
 
 
-def ask(method: str, **params: object) -> dict[str, Any] | None:
+def ask(method: str, *, patience: float = PATIENCE, **params: Any) -> dict[str, Any] | None:
     """Send one request and return the answer's object, or None if nobody listens. Raises `GhappError`."""
     request = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).encode() + b"\n"
     try:
-        connection = client.connect(paths.control_socket(), PATIENCE)
+        connection = client.connect(paths.control_socket(), patience)
+        try:
+            data = _exchange(connection, request)
+        finally:
+            connection.close()
     except (FileNotFoundError, ConnectionError, NotADirectoryError):
         return None
-    except OSError as error:
-        raise _from_text(str(error.args[-1])) from None
-    try:
-        connection.sendall(request)
-        data = b""
-        while not data.endswith(b"\n"):
-            chunk = connection.recv(1024 * 1024)
-            if not chunk:
-                return None
-            data += chunk
     except TimeoutError:
-        raise DaemonFailed(f"the daemon did not answer within {PATIENCE:.0f} s", hint="ghapp daemon restart") from None
-    except OSError:
+        raise DaemonFailed(f"the daemon did not answer within {patience:.0f} s", hint="ghapp daemon restart") from None
+    except OSError as error:
+        raise started_error(error) from None
+    if not data:
         return None
-    finally:
-        connection.close()
-    answer: dict[str, Any] = json.loads(data)
+    try:
+        answer: dict[str, Any] = json.loads(data)
+    except ValueError:
+        raise DaemonFailed(f"{paths.control_socket()} is not served by ghapp", hint="ghapp daemon restart") from None
     if "error" in answer:
         refusal = answer["error"]
         details = refusal.get("data") or {}
@@ -68,9 +68,21 @@ def ask(method: str, **params: object) -> dict[str, Any] | None:
     return answer
 
 
-def _from_text(text: str) -> GhappError:
+def _exchange(connection: _socket.socket, request: bytes) -> bytes:
+    """Return the answer's line, b"" if it does not come whole."""
+    connection.sendall(request)
+    data = b""
+    while not data.endswith(b"\n"):
+        chunk = connection.recv(1024 * 1024)
+        if not chunk:
+            return b""
+        data += chunk
+    return data
+
+
+def started_error(error: OSError) -> GhappError:
     """Return the error that a starting daemon reported: ``cause (E…)`` and, on a second line, the hint."""
-    cause, _, hint = text.partition("\n")
+    cause, _, hint = client.explained(error).partition("\n")
     message, _, code = cause.rpartition(" (")
     if message and code.endswith(")"):
         return RemoteError(message, code=code[:-1], hint=hint)

@@ -37,14 +37,15 @@ class FileSigner:
 
     def _load(self) -> RSAPrivateKey:
         with self._lock:
-            if self._key is None:
+            key = self._key  # once: forget() takes no lock, it must not wait for a slow disk
+            if key is None:
                 key = load_key(read_key_file(self._path), source=self._path)
                 name = fingerprint(key)
                 if self._fingerprint not in {"", name}:
                     # Leases and the answer of GET /app belong to the key that was there first.
                     raise KeyUnavailable(f"{self._path} holds another key than before", hint="ghapp daemon restart")
                 self._key, self._fingerprint = key, name
-            return self._key
+            return key
 
 
 def read_key_file(path: str) -> bytes:
@@ -70,7 +71,10 @@ def read_key_file(path: str) -> bytes:
                 f"{path} can be read by others (mode {stat.S_IMODE(status.st_mode):04o})",
                 hint=f"chmod 600 '{path}'",
             )
-        pem = file.read(MAX_PEM + 1)
+        try:
+            pem = file.read(MAX_PEM + 1)
+        except OSError as error:
+            raise KeyUnavailable(f"cannot read {path}: {error.strerror}", hint="see dmesg") from None
     if len(pem) > MAX_PEM:
         raise KeyUnavailable(f"{path} is larger than {MAX_PEM} bytes", hint="give the path of a PEM file")
     return pem

@@ -1,0 +1,174 @@
+#!/bin/sh
+# test.sh: set up .venv, then run every check, each within its budget.
+#
+#   sh install/test.sh [--system] [--slow] [PYTEST ARGUMENTS...]
+#
+#   --system    first install what the tests use from Debian's packages (root; also when CI=true)
+#   --slow      also run what takes minutes (also when CI=true)
+#
+# With pytest arguments, such as "-k push" or a file, only that one pytest run, without budgets. What a test needs and
+# this machine lacks is skipped, with its reason. The second run needs no network. Writes only .venv, .cache and, as pytest does, $TMPDIR.
+set -eu
+
+# Budgets in seconds, on two cores.
+LINT=60    # ruff, mypy, import-linter
+UNIT=120   # tests/test_*.py, with coverage
+E2E=240    # tests/e2e: real git, installs, processes
+OTHER=90   # the unit tests again, on each further Python
+ALL=840    # everything together, setup included; what is slow gets what is left
+COVERAGE=95 # percent of lines and branches, by the unit tests alone
+
+PACKAGES='bash busybox dash dbus debootstrap git git-lfs gnome-keyring pipx procps python3-venv shellcheck strace'
+
+usage() {
+    sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p;}' "$0"
+    exit "$1"
+}
+system='' slow='' began=$(date +%s)
+[ "${CI-}" != true ] || system=ci slow=--slow
+while [ $# -gt 0 ]; do
+    case $1 in
+    --system) system=asked ;;
+    --slow) slow=--slow ;;
+    --help | -h) usage 0 ;;
+    --) shift && break ;;
+    *) break ;;
+    esac
+    shift
+done
+cd -- "$(dirname -- "$0")/.."
+. install/venv.sh
+
+install_packages() {
+    missing=
+    for package in $PACKAGES; do
+        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
+    done
+    [ -n "$missing" ] || return 0
+    say "installing$missing"
+    # What cannot be installed is not fatal: the tests that need it say so and are skipped.
+    # shellcheck disable=SC2086  # $missing is several words
+    {
+        apt-get update -qq &&
+            DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends -o Dpkg::Use-Pty=0 $missing
+    } >.cache/apt.log 2>&1 </dev/null || say "warning: apt-get failed; .cache/apt.log says why"
+}
+mkdir -p .cache
+if [ -n "$system" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    install_packages
+elif [ "$system" = asked ]; then
+    fail "--system needs root, and Debian's packages" "install these by hand: $PACKAGES"
+fi
+
+command -v git >/dev/null || fail "git is not on PATH" "install it: apt install git, brew install git, or dnf install git"
+find_python
+theirs=${TMPDIR-}
+private_tmp
+make_venv .venv install/constraints-dev.txt
+bin=$checkout/.venv/bin
+# The wheels that the install tests install from, without a network.
+wheels=.cache/wheels
+pins=$("$bin/python" -I -c 'import hashlib, sys
+print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())' install/constraints.txt)
+if [ "$(cat $wheels/made-of 2>/dev/null)" != "$pins" ]; then
+    say "downloading the wheels that the install tests use"
+    rm -rf $wheels
+    if "$bin/python" -I -m pip download --quiet --require-hashes -r install/constraints.txt -d $wheels; then
+        printf '%s\n' "$pins" >$wheels/made-of
+    else
+        say "warning: no wheels; the install tests will be skipped"
+    fi
+fi
+
+# Not for the tests: they bind sockets there, whose paths are better short.
+if [ -n "$theirs" ]; then TMPDIR=$theirs; else unset TMPDIR; fi
+if [ $# -gt 0 ]; then
+    "$bin/python" -m pytest $slow "$@" && exit 0 || exit $?
+fi
+
+# The child gets our signals too: an interrupted pytest ends its daemons.
+child=
+trap '[ -z "$child" ] || { kill -INT "$child"; wait "$child"; } 2>/dev/null; rm -rf "$ours"' EXIT
+
+results=$ours/results reports=$ours/reports
+mkdir "$reports"
+failed=0
+# stage NAME BUDGET COMMAND...: run it, end it when its time is up, and remember how it went.
+stage() {
+    name=$1 budget=$2
+    shift 2
+    printf '\n=== %s: at most %s s ===\n' "$name" "$budget"
+    start=$(date +%s)
+    if command -v timeout >/dev/null; then
+        timeout -s INT -k 20 "$budget" "$@" </dev/null &
+    else
+        "$@" </dev/null &
+    fi
+    child=$!
+    status=0
+    wait "$child" || status=$?
+    child=
+    used=$(($(date +%s) - start))
+    case $status in
+    0) verdict=ok ;;
+    124 | 137) verdict='OUT OF TIME' ;;
+    *) verdict=FAILED ;;
+    esac
+    [ "$status" = 0 ] || failed=$((failed + 1))
+    printf '=== %s: %s, %s s of %s s ===\n' "$name" "$verdict" "$used" "$budget"
+    printf '%-26s %-12s %4s s of %4s s\n' "$name" "$verdict" "$used" "$budget" >>"$results"
+}
+
+# Each linter runs, also when one before it complained.
+# shellcheck disable=SC2016  # for the inner shell
+stage 'lint and types' "$LINT" sh -c 'status=0
+for tool in "ruff check" "ruff format --check" mypy lint-imports; do
+    echo "$ $tool"
+    "$0"/$tool || status=1
+done
+exit $status' "$bin"
+stage 'unit tests' "$UNIT" "$bin/python" -m pytest -q -rs --junit-xml "$reports/unit.xml" \
+    --cov --cov-report term "--cov-fail-under=$COVERAGE" --ignore tests/e2e --ignore tests/bench tests
+stage 'real git' "$E2E" "$bin/python" -m pytest -q -rs --junit-xml "$reports/e2e.xml" tests/e2e
+
+# Every other Python that is here: on PATH, or where pyenv keeps them.
+tested=$(supported_version "$bin/python")
+for other in python3.11 python3.12 python3.13 python3.14 "${PYENV_ROOT:-${HOME-}/.pyenv}"/versions/*/bin/python3; do
+    other=$(command -v "$other") || continue
+    version=$(supported_version "$other") || continue
+    case " $tested " in *" $version "*) continue ;; esac
+    "$other" -I -c 'import ensurepip, venv' 2>/dev/null || continue
+    tested="$tested $version"
+    python=$other
+    make_venv ".cache/venv-$version" install/constraints-dev.txt
+    stage "unit tests, Python $version" "$OTHER" ".cache/venv-$version/bin/python" -m pytest -q -rs \
+        --junit-xml "$reports/unit-$version.xml" --ignore tests/e2e --ignore tests/bench tests
+done
+
+if [ -n "$slow" ]; then
+    left=$((ALL - ($(date +%s) - began)))
+    [ "$left" -ge 60 ] || left=60
+    stage 'slow tests' "$left" "$bin/python" -m pytest -q -rs --slow -m slow --timeout 300 \
+        --junit-xml "$reports/slow.xml" tests
+fi
+
+printf '\n'
+cat "$results"
+printf 'in all %s s; Pythons:%s\n' "$(($(date +%s) - began))" " $tested"
+# The line that says it all, last and alone: counted over every run above.
+"$bin/python" -I - "$failed" "$reports" <<'PYTHON' || exit 1
+import pathlib, sys
+from xml.etree import ElementTree
+total = dict.fromkeys(("tests", "failures", "errors", "skipped"), 0)
+for report in pathlib.Path(sys.argv[2]).glob("*.xml"):
+    for suite in ElementTree.parse(report).iter("testsuite"):
+        for name in total:
+            total[name] += int(suite.get(name, 0))
+bad = total["failures"] + total["errors"]
+good = total["tests"] - bad - total["skipped"]
+stages = int(sys.argv[1])
+if stages and not bad:
+    bad = stages  # a linter, the coverage or a budget
+print(f"{good} passed, {bad} failed, {total['skipped']} skipped")
+sys.exit(1 if bad or stages or not good else 0)
+PYTHON

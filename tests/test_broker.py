@@ -1,0 +1,1045 @@
+"""The broker's rules, with a clock that is set and a GitHub that is scripted."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from fakes import FakeClock, ScriptedIssuer, make_app
+
+from ghapp.broker import Broker
+from ghapp.credential import Credential, Query, Repository
+from ghapp.errors import (
+    AppRejected,
+    BadAnswer,
+    Declined,
+    Failed,
+    ForeignUser,
+    GhappError,
+    GitHubFailing,
+    KeyUnavailable,
+    NetworkFailed,
+    NotInstalled,
+    NotSelected,
+    PathMissing,
+    PermissionMissing,
+    RateLimited,
+    Suspended,
+    UsageError,
+)
+from ghapp.installation import ALL, Scope
+
+
+ONE = Repository("acme", "one")
+PAGE = "https://github.com/organizations/acme/settings/installations/7"
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def issuer(clock: FakeClock) -> ScriptedIssuer:
+    """An app on acme, for the repositories one and two."""
+    issuer = ScriptedIssuer(make_app(), clock)
+    issuer.install("one", "two")
+    return issuer
+
+
+@pytest.fixture
+def broker(clock: FakeClock, issuer: ScriptedIssuer) -> Broker:
+    return serve(clock, issuer)
+
+
+def serve(clock: FakeClock, *issuers: ScriptedIssuer) -> Broker:
+    broker = Broker(clock)
+    broker.configure(issuers)
+    return broker
+
+
+def ask(name: str = "one", owner: str = "acme", **changes: object) -> Query:
+    return Query("github.com", Repository(owner, name), **changes)  # type: ignore[arg-type]  # a test's shorthand
+
+
+async def filled(broker: Broker, query: Query | None = None) -> Credential:
+    credential = await broker.fill(query or ask())
+    assert credential is not None
+    return credential
+
+
+async def refused(broker: Broker, query: Query | None = None) -> GhappError:
+    with pytest.raises(GhappError) as caught:
+        await broker.fill(query or ask())
+    return caught.value
+
+
+# -- one call for many ---------------------------------------------------------------------------------------------
+
+
+async def test_fifty_simultaneous_fills_cost_one_look_up_and_one_mint(broker: Broker, issuer: ScriptedIssuer) -> None:
+    found = await asyncio.gather(*(filled(broker) for _ in range(50)))
+
+    assert len({credential.token for credential in found}) == 1
+    assert [name for name, _ in issuer.calls] == ["find_by_repository", "create_token"]
+    assert (broker.mints, broker.leases()[0][1]) == (1, 50)
+
+
+async def test_fifty_fills_of_one_owner_share_the_look_up_and_not_the_token(
+    broker: Broker, issuer: ScriptedIssuer
+) -> None:
+    issuer.install(*(f"r{number}" for number in range(50)))
+
+    found = await asyncio.gather(*(filled(broker, ask(f"r{number}")) for number in range(50)))
+
+    assert len({credential.token for credential in found}) == 50
+    assert (issuer.count("find_by_repository"), issuer.count("create_token")) == (1, 50)
+
+
+async def test_a_cancelled_caller_cancels_nobody_else(broker: Broker, issuer: ScriptedIssuer) -> None:
+    issuer.hold = asyncio.Event()
+    callers = [asyncio.create_task(filled(broker)) for _ in range(3)]
+    await issuer.called.wait()
+
+    callers[0].cancel()
+    await asyncio.sleep(0)
+    issuer.hold.set()
+    results = await asyncio.gather(*callers, return_exceptions=True)
+
+    assert isinstance(results[0], asyncio.CancelledError)
+    assert isinstance(results[1], Credential)
+    assert results[1] == results[2]
+    assert issuer.count("create_token") == 1
+
+
+async def test_work_goes_on_when_the_only_caller_is_gone(broker: Broker, issuer: ScriptedIssuer) -> None:
+    issuer.hold = asyncio.Event()
+    issuer.errors["find_by_repository"] = [NetworkFailed("no route")]
+    caller = asyncio.create_task(broker.fill(ask()))
+    await issuer.called.wait()
+    caller.cancel()
+    await asyncio.gather(caller, return_exceptions=True)
+
+    issuer.hold.set()
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+    assert issuer.errors["find_by_repository"] == []  # and no "exception was never retrieved"
+
+
+async def test_waiters_share_a_failure_too(broker: Broker, issuer: ScriptedIssuer) -> None:
+    issuer.errors["find_by_repository"] = [NetworkFailed("no route")]
+
+    results = await asyncio.gather(*(broker.fill(ask()) for _ in range(50)), return_exceptions=True)
+
+    assert {type(result) for result in results} == {NetworkFailed}
+    assert len(issuer.calls) == 1
+
+
+async def test_a_failure_is_remembered_for_three_seconds_and_no_longer(
+    broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
+) -> None:
+    issuer.errors["find_by_repository"] = [GitHubFailing("HTTP 502")]
+
+    assert isinstance(await refused(broker), GitHubFailing)
+    clock.advance(2.9)
+    assert isinstance(await refused(broker), GitHubFailing)
+    clock.advance(0.2)
+
+    assert (await filled(broker)).token.startswith("ghs_")
+    assert issuer.count("find_by_repository") == 2
+
+
+async def test_a_remembered_error_keeps_no_frames_because_they_hold_tokens(
+    broker: Broker, issuer: ScriptedIssuer
+) -> None:
+    issuer.errors["create_token"] = [GitHubFailing("HTTP 502")]
+    error = await refused(broker)
+    names = []
+    traceback = error.__traceback__
+    while traceback:
+        names.append(traceback.tb_frame.f_code.co_name)
+        traceback = traceback.tb_next
+
+    assert "_mint" not in names
+    assert "create_token" not in names
+
+
+# -- what a credential is ------------------------------------------------------------------------------------------
+
+
+async def test_the_expiry_is_in_the_local_clock_whatever_that_says(
+    broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
+) -> None:
+    issuer.life = 3600.0
+    await filled(broker)
+    clock.advance(600)
+    clock.wall_time -= 7200  # somebody sets the clock back by two hours
+
+    credential = await filled(broker)
+
+    assert credential.expires_at == int(clock.wall_time + 3000)
+    assert issuer.count("create_token") == 1
+
+
+async def test_a_token_is_for_one_repository_and_what_git_needs(broker: Broker, issuer: ScriptedIssuer) -> None:
+    await filled(broker, ask("ONE", "ACME"))
+
+    assert issuer.calls[-1] == (
+        "create_token",
+        Scope(
+            api="https://api.github.com",
+            issuer="Iv23li-acme-bot",
+            key="SHA256:one",
+            installation=issuer.installations["acme"].id,
+            repositories=("one",),
+            permissions=(("contents", "write"), ("workflows", "write")),
+        ),
+    )
+
+
+async def test_an_app_for_whole_installations_gets_one_token_for_all(clock: FakeClock) -> None:
+    issuer = ScriptedIssuer(make_app(whole_installation=True), clock)
+    issuer.install("one", "two")
+    broker = serve(clock, issuer)
+
+    first, second = await filled(broker), await filled(broker, ask("two"))
+
+    assert first == second
+    assert broker.leases()[0][0].scope.repositories is ALL
+    assert broker.leases()[0][0].repositories is None
+    assert broker.hits == 1
+
+
+async def test_a_lease_is_replaced_from_five_minutes_before_its_end(
+    broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
+) -> None:
+    first = await filled(broker)
+    clock.advance(3600 - 300)
+    assert (await filled(broker)).token == first.token
+
+    clock.advance(1)
+    second = await filled(broker)
+
+    assert second.token != first.token
+    assert issuer.count("create_token") == 2
+    assert [uses for _, uses in broker.leases()] == [1]
+
+
+@pytest.mark.parametrize(("left", "served"), [(299, True), (60, True), (59, False), (-1, False)])
+async def test_an_old_lease_is_the_last_resort_when_minting_fails(
+    broker: Broker, issuer: ScriptedIssuer, clock: FakeClock, *, left: float, served: bool
+) -> None:
+    first = await filled(broker)
+    clock.advance(3600 - left)
+    issuer.errors["create_token"] = [NetworkFailed("no route")]
+    issuer.errors["find_by_repository"] = [NetworkFailed("no route")]
+
+    if served:
+        assert (await filled(broker)).token == first.token
+    else:
+        assert isinstance(await refused(broker), NetworkFailed)
+
+
+async def test_no_lease_is_believed_for_more_than_an_hour_and_five_minutes(
+    broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
+) -> None:
+    issuer.life = 86_400.0
+
+    credential = await filled(broker)
+
+    assert credential.expires_at == int(clock.wall_time + 65 * 60)
+
+
+async def test_a_token_that_ends_at_once_is_refused_and_revoked(broker: Broker, issuer: ScriptedIssuer) -> None:
+    issuer.life = 59.0
+
+    error = await refused(broker)
+
+    assert (type(error), error.message) == (
+        BadAnswer,
+        "GitHub issued another token than was asked for: it ends in 59 s; it was revoked",
+    )
+    assert len(issuer.revoked) == 1
+
+
+# -- outages -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_living_lease_is_served_when_the_route_is_old_and_github_is_away(
+    broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
+) -> None:
+    await filled(broker, ask("two"))  # the owner is looked up now
+    clock.advance(3000)
+    first = await filled(broker)
+    clock.advance(601)  # the look-up is more than an hour old, the lease is not
+    issuer.errors["find_by_repository"] = [NetworkFailed("no route")] * 9
+
+    assert (await filled(broker)).token == first.token
+    assert (await filled(broker)).token == first.token
+    assert issuer.count("find_by_repository") == 2
+
+    clock.advance(60)
+    assert (await filled(broker)).token == first.token
+    assert issuer.count("find_by_repository") == 3
+
+
+async def test_a_moved_repository_is_served_when_the_route_is_old_and_github_is_away(
+    broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
+) -> None:
+    issuer.moved["acme/old"] = ("acme", 900)
+    issuer.life = 3900.0
+    first = await filled(broker, ask("old"))
+    clock.advance(3600 - 120)
+    issuer.life = 3600.0
+    broker.erase(first.token)
+    second = await filled(broker, ask("old"))
+    clock.advance(121)
+    issuer.errors["find_by_repository"] = [NetworkFailed("no route")]
+
+    assert (await filled(broker, ask("old"))).token == second.token
+
+
+async def test_an_outage_is_told_when_nothing_is_known(broker: Broker, issuer: ScriptedIssuer) -> None:
+    issuer.errors["find_by_repository"] = [NetworkFailed("no route")]
+
+    error = await refused(broker)
+
+    assert (type(error), error.stops_git) == (NetworkFailed, True)
+
+
+async def test_a_fill_ends_in_time_and_a_later_one_starts_anew(clock: FakeClock, issuer: ScriptedIssuer) -> None:
+    broker = Broker(clock, budget=0.05, work_budget=0.04)
+    broker.configure([issuer])
+    issuer.hold = asyncio.Event()
+
+    error = await refused(broker)
+    clock.advance(4)
+    issuer.hold.set()
+
+    assert (type(error), error.message) == (NetworkFailed, "no token within 0 s")
+    assert (await filled(broker)).token.startswith("ghs_")
+
+
+async def test_the_budget_holds_where_the_work_goes_on(clock: FakeClock, issuer: ScriptedIssuer) -> None:
+    broker = Broker(clock, budget=0.02, work_budget=60)
+    broker.configure([issuer])
+    issuer.hold = asyncio.Event()
+
+    assert isinstance(await refused(broker), NetworkFailed)
+    with pytest.raises(NetworkFailed):
+        await broker.token("github.com", [ONE], None)
+    issuer.hold.set()
+
+
+async def test_a_mint_that_hangs_leaves_time_for_the_last_resort(clock: FakeClock, issuer: ScriptedIssuer) -> None:
+    broker = Broker(clock, budget=5, work_budget=0.02)
+    broker.configure([issuer])
+    first = await filled(broker)
+    clock.advance(3500)
+    issuer.hold = asyncio.Event()
+
+    assert (await filled(broker)).token == first.token
+
+
+# -- which app -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def second(clock: FakeClock) -> ScriptedIssuer:
+    second = ScriptedIssuer(make_app("second-bot"), clock)
+    second.install("one", number=8)
+    return second
+
+
+async def test_the_first_app_in_order_answers(clock: FakeClock, issuer: ScriptedIssuer, second: ScriptedIssuer) -> None:
+    broker = serve(clock, issuer, second)
+
+    await filled(broker)
+
+    assert [lease.app for lease, _ in broker.leases()] == ["acme-bot"]
+    assert second.calls == []
+    assert [app.name for app in broker.apps] == ["acme-bot", "second-bot"]
+    assert broker.hosts == {"github.com"}
+
+
+@pytest.mark.parametrize("why", ["not installed", "not selected", "suspended", "not granted", "gone while minting"])
+async def test_the_second_app_answers_when_the_first_cannot(
+    clock: FakeClock, issuer: ScriptedIssuer, second: ScriptedIssuer, why: str
+) -> None:
+    match why:
+        case "not installed":
+            issuer.installations.clear()
+        case "not selected":
+            issuer.repositories.clear()
+        case "suspended":
+            issuer.install("one", suspended=True)
+        case "not granted":
+            issuer.install("one", permissions=(("metadata", "read"),))
+        case _:
+            issuer.errors["create_token"] = [NotInstalled("gone")] * 2
+    broker = serve(clock, issuer, second)
+
+    await filled(broker)
+
+    assert [lease.app for lease, _ in broker.leases()] == ["second-bot"]
+
+
+@pytest.mark.parametrize(
+    "error", [AppRejected("wrong key"), KeyUnavailable("no such file"), RateLimited("wait", wait=60)]
+)
+async def test_the_second_app_answers_when_the_trouble_is_the_first_apps_own(
+    clock: FakeClock, issuer: ScriptedIssuer, second: ScriptedIssuer, error: Failed
+) -> None:
+    issuer.errors["find_by_repository"] = [error]
+    broker = serve(clock, issuer, second)
+
+    await filled(broker)
+
+    assert [lease.app for lease, _ in broker.leases()] == ["second-bot"]
+
+
+async def test_the_first_apps_own_trouble_is_told_when_no_other_can(
+    clock: FakeClock, issuer: ScriptedIssuer, second: ScriptedIssuer
+) -> None:
+    issuer.errors["find_by_repository"] = [AppRejected("wrong key")]
+    second.repositories.clear()
+    broker = serve(clock, issuer, second)
+
+    assert isinstance(await refused(broker), AppRejected)
+
+
+async def test_an_outage_is_not_tried_again_with_every_app(
+    clock: FakeClock, issuer: ScriptedIssuer, second: ScriptedIssuer
+) -> None:
+    issuer.errors["find_by_repository"] = [NetworkFailed("no route")]
+    broker = serve(clock, issuer, second)
+
+    assert isinstance(await refused(broker), NetworkFailed)
+    assert second.calls == []
+
+
+async def test_an_app_narrowed_to_other_owners_or_another_host_is_not_asked(clock: FakeClock) -> None:
+    narrowed = ScriptedIssuer(make_app(owners=("Other",)), clock)
+    elsewhere = ScriptedIssuer(make_app("ghes", host="ghe.example"), clock)
+    broker = serve(clock, narrowed, elsewhere)
+
+    assert await broker.fill(ask()) is None
+    assert (narrowed.calls, elsewhere.calls) == ([], [])
+
+
+# -- no token can exist --------------------------------------------------------------------------------------------
+
+
+async def test_a_foreign_owner_is_asked_about_once_a_minute(
+    broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
+) -> None:
+    for name in ("linux", "git"):
+        assert await broker.fill(ask(name, "torvalds")) is None
+        clock.advance(29)
+    assert len(issuer.calls) == 2
+
+    clock.advance(2)
+    issuer.install("linux", owner="torvalds", number=9)
+
+    assert (await filled(broker, ask("linux", "torvalds"))).token.startswith("ghs_")
+
+
+async def test_a_repository_that_is_not_selected_is_asked_about_once_in_thirty_seconds(
+    broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
+) -> None:
+    error = await refused(broker, ask("three"))
+    calls = len(issuer.calls)
+    clock.advance(29)
+    again = await refused(broker, ask("THREE"))
+
+    assert (type(error), error.stops_git, error.hint) == (NotSelected, False, f"select the repository at {PAGE}")
+    assert error.message == ("the app acme-bot is installed on acme, but not on three, or there is no such repository")
+    assert again is error
+    assert (calls, len(issuer.calls)) == (2, 2)
+
+    clock.advance(2)
+    issuer.install("three")
+    assert (await filled(broker, ask("three"))).token.startswith("ghs_")
+
+
+async def test_a_repository_unselected_later_is_noticed_by_the_refused_mint(
+    broker: Broker, issuer: ScriptedIssuer
+) -> None:
+    await filled(broker, ask("two"))
+    del issuer.repositories["acme/one"]
+
+    error = await refused(broker)
+
+    assert isinstance(error, NotSelected)
+    assert [name for name, _ in issuer.calls[2:]] == ["create_token", "find_by_repository", "find_by_owner"]
+
+
+async def test_a_suspended_installation_speaks_without_a_mint(broker: Broker, issuer: ScriptedIssuer) -> None:
+    issuer.install("one", suspended=True)
+
+    error = await refused(broker)
+
+    assert (type(error), error.stops_git, error.hint) == (Suspended, False, f"unsuspend it at {PAGE}")
+    assert [name for name, _ in issuer.calls] == ["find_by_repository"]
+
+
+async def test_an_installation_unsuspended_again_is_noticed_within_a_minute(
+    broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
+) -> None:
+    issuer.install("one", suspended=True)
+    await refused(broker)
+    issuer.install("one")
+    clock.advance(31)
+
+    assert (await filled(broker)).token.startswith("ghs_")
+
+
+async def test_a_suspension_seen_at_the_mint_is_looked_up_once(broker: Broker, issuer: ScriptedIssuer) -> None:
+    await filled(broker, ask("two"))
+    issuer.install("one", suspended=True)
+    issuer.errors["create_token"] = [Suspended("an installation is suspended")]
+
+    error = await refused(broker)
+
+    assert (type(error), error.hint) == (Suspended, f"unsuspend it at {PAGE}")
+    assert [name for name, _ in issuer.calls[2:]] == ["create_token", "find_by_repository"]
+
+
+async def test_another_username_is_foreign_only_where_the_repository_is_ours(
+    broker: Broker, issuer: ScriptedIssuer
+) -> None:
+    error = await refused(broker, ask(our_username=False))
+
+    assert (type(error), error.stops_git) == (ForeignUser, False)
+    assert error.hint == "remove the username from the URL: https://github.com/acme/one"
+    assert issuer.count("create_token") == 0
+    assert await broker.fill(ask("linux", "torvalds", our_username=False)) is None
+    assert (await filled(broker)).token.startswith("ghs_")
+
+
+async def test_a_permission_that_was_not_granted_is_named_with_the_page_that_grants_it(
+    broker: Broker, issuer: ScriptedIssuer
+) -> None:
+    issuer.install("one", permissions=(("metadata", "read"),))
+
+    error = await refused(broker)
+
+    assert (type(error), error.message, error.hint) == (
+        PermissionMissing,
+        "acme has not granted the app contents: read",
+        f"accept the app's permissions at {PAGE}",
+    )
+
+
+@pytest.mark.parametrize("at_the_mint", [False, True])
+async def test_a_permission_granted_since_the_look_up_is_noticed(clock: FakeClock, *, at_the_mint: bool) -> None:
+    issuer = ScriptedIssuer(make_app(permissions=(("contents", "write"),)), clock)
+    issuer.install("one", permissions=(("contents", "write" if at_the_mint else "read"),))
+    broker = serve(clock, issuer)
+    if at_the_mint:
+        issuer.errors["create_token"] = [PermissionMissing("GitHub: the permissions requested are not granted")]
+    first = await refused(broker)
+    clock.advance(31)
+    issuer.install("one", permissions=(("contents", "write"),))
+
+    assert isinstance(first, PermissionMissing)
+    assert (await filled(broker)).token.startswith("ghs_")
+
+
+# -- what we believed was old --------------------------------------------------------------------------------------
+
+
+async def test_an_app_installed_anew_is_found_under_its_new_id(broker: Broker, issuer: ScriptedIssuer) -> None:
+    await filled(broker, ask("two"))
+    issuer.install("one", number=70)
+
+    await filled(broker)
+
+    assert [name for name, _ in issuer.calls[2:]] == ["create_token", "find_by_repository", "create_token"]
+    assert {lease.scope.installation for lease, _ in broker.leases()} == {7, 70}
+
+
+async def test_an_app_removed_from_the_owner_is_no_longer_responsible(broker: Broker, issuer: ScriptedIssuer) -> None:
+    await filled(broker, ask("two"))
+    issuer.installations.clear()
+
+    assert await broker.fill(ask()) is None
+
+
+async def test_a_renamed_repository_is_minted_by_id_after_the_422(broker: Broker, issuer: ScriptedIssuer) -> None:
+    await filled(broker, ask("two"))
+    issuer.moved["acme/old"] = ("acme", 900)
+
+    await filled(broker, ask("old"))
+    await filled(broker, ask("old"))
+
+    assert [name for name, _ in issuer.calls[2:]] == ["create_token", "find_by_repository", "create_token"]
+    assert broker.leases()[-1][0].scope.repositories == (900,)
+    assert broker.leases()[-1][0].repositories == ("new-name",)
+
+
+async def test_a_renamed_repository_asked_for_beside_another_is_found_too(
+    broker: Broker, issuer: ScriptedIssuer
+) -> None:
+    issuer.moved["acme/old"] = ("acme", 900)
+
+    await asyncio.gather(filled(broker), filled(broker, ask("old")))
+
+    assert {lease.scope.repositories for lease, _ in broker.leases()} == {("one",), (900,)}
+
+
+async def test_a_repository_that_cannot_be_minted_is_not_tried_for_ever(broker: Broker, issuer: ScriptedIssuer) -> None:
+    issuer.errors["create_token"] = [NotSelected("there is at least one repository")] * 9
+
+    assert isinstance(await refused(broker), NotSelected)
+    assert [name for name, _ in issuer.calls] == ["find_by_repository", "create_token"]
+
+
+async def test_an_outage_during_the_second_look_is_told(broker: Broker, issuer: ScriptedIssuer) -> None:
+    await filled(broker, ask("two"))
+    issuer.errors["create_token"] = [NotInstalled("gone")]
+    issuer.errors["find_by_repository"] = [NetworkFailed("no route")]
+
+    assert isinstance(await refused(broker), NetworkFailed)
+
+
+# -- tokens that are not what was asked for ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"permissions": (("administration", "write"), ("contents", "write"))}, "it allows administration: write"),
+        ({"permissions": (("contents", "admin"),)}, "it allows contents: admin"),
+        ({"repository_selection": "all"}, "it reaches every repository"),
+        ({"repository_selection": ""}, "it reaches every repository"),
+        ({"repositories": ((700, "one"), (701, "two"))}, "its repositories differ in two"),
+        ({"repositories": ()}, "its repositories differ in one"),
+    ],
+)
+async def test_a_token_wider_than_asked_for_is_revoked_and_refused(
+    broker: Broker, issuer: ScriptedIssuer, changes: dict[str, object], reason: str
+) -> None:
+    issuer.edit = lambda issued: replace(issued, **changes)  # type: ignore[arg-type]  # a table of fields
+
+    error = await refused(broker)
+
+    assert (type(error), error.message) == (
+        BadAnswer,
+        f"GitHub issued another token than was asked for: {reason}; it was revoked",
+    )
+    assert (len(issuer.revoked), broker.leases()) == (1, [])
+
+
+async def test_a_wider_token_that_cannot_be_revoked_is_refused_all_the_same(
+    broker: Broker, issuer: ScriptedIssuer
+) -> None:
+    issuer.edit = lambda issued: replace(issued, repository_selection="all")
+    issuer.errors["revoke_token"] = [NetworkFailed("no route")]
+
+    error = await refused(broker)
+
+    assert isinstance(error, BadAnswer)
+    assert error.message.endswith("it could not be revoked: no route")
+
+
+# -- erase, and git's state ----------------------------------------------------------------------------------------
+
+
+async def test_erase_with_an_old_password_keeps_the_fresh_lease(
+    broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
+) -> None:
+    old = await filled(broker)
+    clock.advance(3400)
+    fresh = await filled(broker)
+
+    assert broker.erase(old.token) is False
+    assert (await filled(broker)).token == fresh.token
+    assert broker.erase(fresh.token) is True
+    assert (await filled(broker)).token not in {old.token, fresh.token}
+    assert issuer.count("create_token") == 3
+
+
+async def test_a_lease_that_git_saw_rejected_is_replaced(broker: Broker) -> None:
+    first = await filled(broker)
+
+    second = await filled(broker, ask(rejected=first.lease, comes_back=True))
+    third = await filled(broker, ask(rejected=first.lease, comes_back=True))
+
+    assert first.token != second.token
+    assert second == third  # the late request does not evict the fresh lease
+
+
+async def test_an_erase_loop_mints_six_times_a_minute(broker: Broker, issuer: ScriptedIssuer, clock: FakeClock) -> None:
+    for _ in range(6):
+        broker.erase((await filled(broker)).token)
+        clock.advance(1)
+
+    error = await refused(broker)
+
+    assert (type(error), error.remember, issuer.count("create_token")) == (RateLimited, 54.0, 6)
+    assert (await filled(broker, ask("two"))).token.startswith("ghs_")
+    clock.advance(54)
+    assert (await filled(broker)).token.startswith("ghs_")
+
+
+async def test_beyond_six_failed_mints_a_minute_the_last_error_is_the_answer(
+    broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
+) -> None:
+    issuer.errors["create_token"] = [GitHubFailing(f"HTTP {status}") for status in range(500, 510)]
+    for _ in range(6):
+        await refused(broker)
+        clock.advance(4)
+
+    error = await refused(broker)
+
+    assert (error.message, issuer.count("create_token")) == ("HTTP 505", 6)
+
+
+async def test_an_app_mints_no_more_than_github_bears(broker: Broker, issuer: ScriptedIssuer, clock: FakeClock) -> None:
+    names = [f"r{number}" for number in range(151)]
+    issuer.install(*names)
+    for name in names[:150]:
+        await filled(broker, ask(name))
+
+    assert isinstance(await refused(broker, ask(names[150])), RateLimited)
+    clock.advance(61)
+    assert (await filled(broker, ask(names[150]))).token.startswith("ghs_")
+
+
+# -- when GitHub says to stay away ---------------------------------------------------------------------------------
+
+
+async def test_a_wrong_key_is_tried_once_a_minute(broker: Broker, issuer: ScriptedIssuer, clock: FakeClock) -> None:
+    issuer.errors["find_by_repository"] = [AppRejected("wrong key")] * 99
+
+    results = await asyncio.gather(
+        *(broker.fill(ask("one", f"owner{number}")) for number in range(50)), return_exceptions=True
+    )
+    clock.advance(59)
+    await refused(broker, ask("two"))
+    assert {type(result) for result in results} == {AppRejected}
+    assert len(issuer.calls) == 1
+
+    clock.advance(1)
+    await refused(broker)
+    assert len(issuer.calls) == 2
+
+
+async def test_an_outage_before_the_first_answer_does_not_queue_up(broker: Broker, issuer: ScriptedIssuer) -> None:
+    issuer.errors["find_by_repository"] = [NetworkFailed("no route")]
+
+    results = await asyncio.gather(
+        *(broker.fill(ask("one", f"owner{number}")) for number in range(50)), return_exceptions=True
+    )
+
+    assert {type(result) for result in results} == {NetworkFailed}
+    assert len(issuer.calls) == 1
+
+
+async def test_calls_run_side_by_side_once_the_key_is_proven(broker: Broker, issuer: ScriptedIssuer) -> None:
+    await broker.fill(ask("linux", "torvalds"))
+
+    await asyncio.gather(*(broker.fill(ask("one", f"owner{number}")) for number in range(20)))
+
+    assert issuer.most_under_way == 20
+
+
+async def test_a_refusal_of_githubs_own_proves_the_key(broker: Broker, issuer: ScriptedIssuer) -> None:
+    issuer.errors["find_by_repository"] = [Suspended("the installation is suspended")]
+    await refused(broker, ask("two"))
+
+    await asyncio.gather(*(broker.fill(ask("one", f"owner{number}")) for number in range(5)))
+
+    assert issuer.most_under_way == 5
+
+
+async def test_a_failure_of_a_proven_app_concerns_only_that_request(broker: Broker, issuer: ScriptedIssuer) -> None:
+    await filled(broker)
+    issuer.errors["create_token"] = [GitHubFailing("HTTP 502")]
+
+    assert isinstance(await refused(broker, ask("two")), GitHubFailing)
+    assert await broker.fill(ask("linux", "torvalds")) is None
+
+
+async def test_a_limited_app_makes_no_call_while_living_leases_are_served(
+    broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
+) -> None:
+    lease = await filled(broker)
+    issuer.errors["create_token"] = [RateLimited("until 14:00", wait=900)]
+    assert isinstance(await refused(broker, ask("two")), RateLimited)
+    calls = len(issuer.calls)
+
+    for _ in range(3):
+        clock.advance(299)
+        assert (await filled(broker)).token == lease.token
+        assert isinstance(await refused(broker, ask("two")), RateLimited)
+        assert isinstance(await refused(broker, ask("linux", "torvalds")), RateLimited)
+    assert len(issuer.calls) == calls
+
+    clock.advance(4)
+    assert (await filled(broker, ask("two"))).token.startswith("ghs_")
+
+
+async def test_a_new_configuration_forgets_what_failed(broker: Broker, issuer: ScriptedIssuer) -> None:
+    issuer.errors["find_by_repository"] = [AppRejected("wrong key")]
+    await refused(broker)
+
+    broker.configure([issuer])
+
+    assert (await filled(broker)).token.startswith("ghs_")
+
+
+async def test_remembered_failures_are_bounded(broker: Broker) -> None:
+    for number in range(1_100):
+        await refused(broker, ask(f"no{number}"))
+
+    assert len(broker._failures) == 1_000
+
+
+# -- without a path ------------------------------------------------------------------------------------------------
+
+
+WITHOUT_PATH = Query("github.com", None)
+
+
+@pytest.fixture
+def whole(clock: FakeClock) -> ScriptedIssuer:
+    whole = ScriptedIssuer(make_app(whole_installation=True), clock)
+    whole.install()
+    return whole
+
+
+async def test_without_a_path_the_only_whole_installation_answers(clock: FakeClock, whole: ScriptedIssuer) -> None:
+    broker = serve(clock, whole)
+
+    found = await asyncio.gather(*(filled(broker, WITHOUT_PATH) for _ in range(20)))
+
+    assert len({credential.token for credential in found}) == 1
+    assert (whole.count("list_installations"), whole.count("create_token")) == (1, 1)
+
+
+async def test_without_a_path_a_suspended_or_excluded_installation_does_not_count(clock: FakeClock) -> None:
+    whole = ScriptedIssuer(make_app(whole_installation=True, owners=("acme", "gone")), clock)
+    whole.install()
+    whole.install(owner="gone", number=8, suspended=True)
+    whole.install(owner="not-listed", number=9)
+
+    await filled(serve(clock, whole), WITHOUT_PATH)
+
+    assert whole.calls[-1][0] == "create_token"
+
+
+@pytest.mark.parametrize("case", ["only single repositories", "two installations", "none"])
+async def test_without_a_path_nothing_is_chosen_where_there_is_a_choice(
+    clock: FakeClock, issuer: ScriptedIssuer, whole: ScriptedIssuer, case: str
+) -> None:
+    whole.install(owner="other", number=8)
+    broker = serve(clock, *{"only single repositories": [issuer], "two installations": [whole], "none": []}[case])
+
+    error = await refused(broker, WITHOUT_PATH)
+
+    assert (type(error), error.hint, error.stops_git) == (PathMissing, "ghapp setup-git", False)
+
+
+async def test_without_a_path_another_username_is_not_ours(clock: FakeClock, whole: ScriptedIssuer) -> None:
+    error = await refused(serve(clock, whole), Query("github.com", None, our_username=False))
+
+    assert (type(error), error.message) == (ForeignUser, "github.com was asked for with another username")
+
+
+async def test_without_a_path_an_app_installed_anew_is_found(clock: FakeClock, whole: ScriptedIssuer) -> None:
+    broker = serve(clock, whole)
+    broker.erase((await filled(broker, WITHOUT_PATH)).token)
+    whole.install(number=70)
+
+    await filled(broker, WITHOUT_PATH)
+
+    assert [lease.scope.installation for lease, _ in broker.leases()] == [70]
+
+
+async def test_without_a_path_a_second_refusal_is_final(clock: FakeClock, whole: ScriptedIssuer) -> None:
+    whole.errors["create_token"] = [Suspended("suspended")] * 5
+
+    assert isinstance(await refused(serve(clock, whole), WITHOUT_PATH), Suspended)
+    assert whole.count("create_token") == 2
+
+
+async def test_without_a_path_a_living_lease_is_served_when_github_is_away(
+    clock: FakeClock, whole: ScriptedIssuer
+) -> None:
+    broker = serve(clock, whole)
+    first = await filled(broker, WITHOUT_PATH)
+    clock.advance(120)
+    whole.errors["list_installations"] = [NetworkFailed("no route")] * 5
+
+    assert (await filled(broker, WITHOUT_PATH)).token == first.token
+    assert (await filled(broker, WITHOUT_PATH)).token == first.token
+    assert whole.count("list_installations") == 2
+
+
+async def test_without_a_path_an_outage_is_told_when_nothing_is_known(clock: FakeClock, whole: ScriptedIssuer) -> None:
+    whole.errors["list_installations"] = [NetworkFailed("no route")]
+
+    assert isinstance(await refused(serve(clock, whole), WITHOUT_PATH), NetworkFailed)
+
+
+# -- tokens for tools ----------------------------------------------------------------------------------------------
+
+
+async def test_a_tool_gets_all_that_is_granted_for_the_named_repositories(
+    broker: Broker, issuer: ScriptedIssuer
+) -> None:
+    lease = await broker.token("github.com", [Repository("Acme", "two"), ONE, Repository("acme", "ONE")], None)
+
+    assert lease.scope.repositories == ("one", "two")
+    assert lease.scope.permissions == issuer.installations["acme"].permissions
+    assert broker.leases() == [(lease, 1)]
+
+
+async def test_a_tool_that_reads_gets_no_permission_that_cannot_only_read(broker: Broker) -> None:
+    lease = await broker.token("github.com", [ONE], None, read_only=True)
+
+    assert lease.scope.permissions == (("contents", "read"), ("issues", "read"), ("metadata", "read"))
+
+
+@pytest.mark.parametrize(
+    ("permissions", "read_only", "expected"),
+    [
+        ((("issues", "write"),), False, (("issues", "write"),)),
+        ((("issues", "write"),), True, (("issues", "read"),)),
+        ((("metadata", "read"),), False, (("metadata", "read"),)),
+    ],
+)
+async def test_a_tool_gets_the_permissions_it_names(
+    broker: Broker, *, permissions: tuple[tuple[str, str], ...], read_only: bool, expected: object
+) -> None:
+    lease = await broker.token("github.com", [ONE], permissions, read_only=read_only)
+
+    assert lease.scope.permissions == expected
+
+
+@pytest.mark.parametrize(
+    ("repositories", "permissions", "read_only", "error"),
+    [
+        ([], None, False, UsageError("a token is for repositories of one owner")),
+        ([ONE, Repository("other", "x")], None, False, UsageError("a token is for repositories of one owner")),
+        ([ONE], (), False, UsageError("a token needs at least one permission")),
+        ([ONE], (("workflows", "write"),), True, UsageError("a token needs at least one permission")),
+        ([ONE], (("pages", "read"),), False, PermissionMissing("acme has not granted the app pages: read")),
+        ([ONE], (("contents", "rule"),), False, PermissionMissing("acme has not granted the app contents: rule")),
+        ([Repository("nobody", "x")], None, False, NotInstalled("no app of yours is installed on nobody")),
+        (
+            [ONE, Repository("acme", "three")],
+            None,
+            False,
+            NotSelected("the app acme-bot is installed on acme, but not on three, or there is no such repository"),
+        ),
+        ([Repository("acme", "sold")], None, False, None),
+        ([ONE, Repository("acme", "sold")], None, False, UsageError("one of the repositories has left acme")),
+    ],
+)
+async def test_a_tool_is_told_what_it_cannot_have(
+    broker: Broker,
+    issuer: ScriptedIssuer,
+    *,
+    repositories: list[Repository],
+    permissions: tuple[tuple[str, str], ...] | None,
+    read_only: bool,
+    error: GhappError | None,
+) -> None:
+    issuer.install(owner="buyer", number=9)
+    issuer.moved["acme/sold"] = ("buyer", 901)
+    if error is None:
+        lease = await broker.token("github.com", repositories, permissions, read_only=read_only)
+        assert (lease.owner, lease.scope.repositories) == ("buyer", (901,))
+        return
+
+    with pytest.raises(type(error)) as caught:
+        await broker.token("github.com", repositories, permissions, read_only=read_only)
+
+    assert caught.value.message == error.message
+
+
+async def test_a_tool_is_told_of_a_suspension_without_a_mint(broker: Broker, issuer: ScriptedIssuer) -> None:
+    issuer.install("one", suspended=True)
+
+    with pytest.raises(Suspended):
+        await broker.token("github.com", [ONE], None)
+
+    assert issuer.count("create_token") == 0
+
+
+async def test_a_tool_finds_a_repository_by_its_old_name_beside_others(broker: Broker, issuer: ScriptedIssuer) -> None:
+    await filled(broker)
+    issuer.moved["acme/old"] = ("acme", 900)
+
+    lease = await broker.token("github.com", [ONE, Repository("acme", "old")], None)
+
+    assert lease.scope.repositories == (900, "one")
+
+
+async def test_a_tool_finds_an_app_that_was_installed_anew(broker: Broker, issuer: ScriptedIssuer) -> None:
+    await filled(broker)
+    issuer.install("one", number=70)
+
+    lease = await broker.token("github.com", [ONE], None)
+
+    assert lease.scope.installation == 70
+
+
+# -- the end -------------------------------------------------------------------------------------------------------
+
+
+async def many_leases(broker: Broker, issuer: ScriptedIssuer, count: int) -> None:
+    issuer.install(*(f"r{number}" for number in range(count)))
+    for number in range(count):
+        await filled(broker, ask(f"r{number}"))
+    issuer.calls.clear()
+    issuer.most_under_way = 0
+
+
+async def test_all_tokens_are_revoked_ten_at_a_time(broker: Broker, issuer: ScriptedIssuer) -> None:
+    await many_leases(broker, issuer, 25)
+
+    assert await broker.revoke_all() == (25, 0)
+    assert (len(set(issuer.revoked)), issuer.most_under_way, broker.leases()) == (25, 10, [])
+
+
+async def test_expired_leases_need_no_end_and_nothing_is_nothing(
+    broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
+) -> None:
+    await many_leases(broker, issuer, 2)
+    clock.advance(3600)
+
+    assert await broker.revoke_all() == (0, 0)
+    assert issuer.calls == []
+
+
+async def test_leases_that_could_not_be_revoked_are_counted_and_kept(broker: Broker, issuer: ScriptedIssuer) -> None:
+    await many_leases(broker, issuer, 5)
+    issuer.errors["revoke_token"] = [GitHubFailing("HTTP 502"), NetworkFailed("no route")]
+
+    assert await broker.revoke_all() == (3, 2)
+    assert len(broker.leases()) == 2
+
+
+async def test_revoking_ends_in_time(clock: FakeClock, issuer: ScriptedIssuer) -> None:
+    broker = Broker(clock, revoke_budget=0.02)
+    broker.configure([issuer])
+    await many_leases(broker, issuer, 3)
+    issuer.hold = asyncio.Event()
+
+    assert await broker.revoke_all() == (0, 3)
+
+
+async def test_leases_of_an_api_no_longer_configured_are_left_alone(broker: Broker, issuer: ScriptedIssuer) -> None:
+    await many_leases(broker, issuer, 1)
+    broker.configure([])
+
+    assert await broker.revoke_all() == (0, 0)
+    assert isinstance(await broker.fill(ask()), Credential | None)
+
+
+def test_what_declines_lets_git_go_on_and_what_fails_does_not() -> None:
+    assert (Declined("x").stops_git, Failed("x").stops_git) == (False, True)

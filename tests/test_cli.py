@@ -1,0 +1,578 @@
+"""The command line: what people and programs see."""
+
+import asyncio
+import io
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from conftest import ROOT
+from fakes_process import DEAF, WITH_PID, end_daemon, greet, hang_up, holding_lock, listener, running, saying
+from standin.model import App
+from standin.server import StandIn
+
+from ghapp import autostart, cli, config, gitconfig, paths, process
+from ghapp.cli import daemon as daemon_commands
+from ghapp.cli import daemon_client, output
+from ghapp.cli import token as token_command
+
+
+PERMISSIONS = {"contents": "write", "issues": "write"}
+
+
+class Result:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    def json(self) -> Any:
+        assert self.code == 0, self.err
+        return json.loads(self.out)
+
+
+class Ghapp:
+    """`ghapp` in this process; `asked` in a thread, for while a daemon runs in the test's loop."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, *arguments: str | Path) -> Result:
+        self._capsys.readouterr()
+        code = cli.run([str(argument) for argument in arguments])
+        return Result(code, *self._capsys.readouterr())
+
+    async def asked(self, *arguments: str | Path) -> Result:
+        return await asyncio.to_thread(self, *arguments)
+
+
+@pytest.fixture
+def ghapp(capsys: pytest.CaptureFixture[str]) -> Ghapp:
+    return Ghapp(capsys)
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    path = Path(paths.runtime_dir())
+    yield path
+    if path.exists():
+        end_daemon(path)
+
+
+@pytest.fixture
+def app(github: StandIn, monkeypatch: pytest.MonkeyPatch) -> App:
+    app = github.add_app("acme-bot", PERMISSIONS)
+    github.install(app, "acme", repositories=["rocket"])
+    github.add_repository("acme/rocket")
+    for name, value in github.environment.items():
+        monkeypatch.setenv(name, value)
+    return app
+
+
+@pytest.fixture
+async def served(directory: Path) -> AsyncIterator[Path]:
+    async with running(directory):
+        yield directory
+
+
+@pytest.fixture
+def key(app: App, tmp_path: Path) -> Path:
+    path = tmp_path / "downloaded.pem"
+    path.touch(mode=0o600)
+    path.write_bytes(app.private_key_pem)
+    return path
+
+
+def git(*arguments: str) -> None:
+    subprocess.run(["git", *arguments], check=True)
+
+
+async def add(ghapp: Ghapp, app: App, key: Path) -> Result:
+    return await ghapp.asked("app", "add", "--app-id", str(app.id), "--signer", f"file:{key}")
+
+
+def commands() -> list[list[str]]:
+    found: list[list[str]] = [[]]
+
+    def walk(group: click.Group, prefix: list[str]) -> None:
+        context = click.Context(group)
+        for name in group.list_commands(context):
+            command = group.get_command(context, name)
+            found.append([*prefix, name])
+            if isinstance(command, click.Group):
+                walk(command, [*prefix, name])
+
+    walk(cli.cli, [])
+    return found
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_every_help_fits_a_terminal_and_shows_an_example(
+    ghapp: Ghapp, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+
+    done = ghapp(*command, "--help")
+
+    assert done.code == 0
+    assert max(len(line) for line in done.out.splitlines()) <= 80
+    assert "Example" in done.out or "Begin with" in done.out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["status", "--nonsense"],
+        ["app", "add"],
+        ["app", "add", "--app-id", "1", "--client-id", "x", "--signer", "file:/x"],
+        ["app", "add", "--app-id", "0", "--signer", "file:/x"],
+        ["app", "add", "--app-id", "1"],
+        ["app", "add", "--app-id", "1", "--signer", "tpm:x"],
+        ["app", "add", "--app-id", "1", "--signer", "file:"],
+        ["app", "add", "--app-id", "1", "--signer", "file:/x", "--delete-key-file"],
+        ["app", "add", "--app-id", "1", "--signer", "file:/x", "--delete-key-file", "--key", "-"],
+        ["token", "nonsense"],
+        ["token", "a/b", "--permission", "contents"],
+        ["token", "a/b", "--permission", "contents=all"],
+        ["completion", "tcsh"],
+        ["completion"],
+    ],
+)
+def test_wrong_usage_is_2_and_changes_nothing(ghapp: Ghapp, arguments: list[str]) -> None:
+    done = ghapp(*arguments)
+
+    assert done.code == 2
+    assert done.out == ""
+    error, hint = done.err.splitlines()
+    assert error.startswith("ghapp: error: ")
+    assert error[14:15] == error[14:15].lower()
+    assert not error.endswith(".")
+    assert hint.startswith("ghapp: hint: ghapp")
+    assert not Path(paths.runtime_dir()).exists()
+
+
+def test_errors_that_no_command_expected_are_one_line(ghapp: Ghapp, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures: list[BaseException] = []
+
+    @click.command()
+    def fail() -> None:
+        raise failures[0]
+
+    monkeypatch.setattr(cli, "cli", fail)
+    for failure, code, text in (
+        (click.ClickException("It broke."), 1, "it broke"),
+        (KeyboardInterrupt(), 130, "interrupted; nothing more was changed"),
+        (OSError(28, "No space left on device", "/x"), 1, "/x: No space left on device"),
+        (OSError("odd"), 1, "odd"),
+    ):
+        failures[:] = [failure]
+        done = ghapp()
+        assert (done.code, done.err.strip()) == (code, f"ghapp: error: {text}")
+
+
+def test_a_reader_that_left_gives_no_traceback() -> None:
+    script = "import sys; from ghapp.cli import run; sys.exit(run(['app', 'add', '--help']))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", script], stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_the_command_is_installed_and_tells_its_version() -> None:
+    for command in ([Path(sys.executable).parent / "ghapp"], [sys.executable, "-m", "ghapp"]):
+        done = subprocess.run([*map(str, command), "--version"], capture_output=True, text=True, check=True)
+        assert done.stdout.startswith("ghapp ")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_are_whole(ghapp: Ghapp, shell: str) -> None:
+    done = ghapp("completion", shell)
+
+    assert done.code == 0
+    assert "_GHAPP_COMPLETE" in done.out
+    if shell == "bash":
+        subprocess.run(["bash", "-n"], input=done.out, text=True, check=True)
+
+
+def test_status_without_a_daemon_is_0_and_starts_none(ghapp: Ghapp) -> None:
+    found = ghapp("status", "--json").json()
+
+    assert {"running", "pid", "version", "uptime", "leases", "mints", "hits", "rss_bytes", "clock_offset", "apps"} == {
+        *found
+    }
+    assert found["running"] is False
+    assert "no daemon runs" in ghapp("status").out
+    assert ghapp("leases", "--json").json() == []
+    assert ghapp("leases").err == "no token lives\n"
+    assert ghapp("daemon", "status").code == 1
+    assert ghapp("daemon", "status", "--json").code == 1
+    assert ghapp("daemon", "stop").err == "no daemon runs\n"
+    assert not Path(paths.runtime_dir()).exists()
+
+
+@pytest.mark.usefixtures("served")
+async def test_an_app_is_added_shown_and_removed(ghapp: Ghapp, app: App, key: Path) -> None:
+    done = await add(ghapp, app, key)
+    assert done.code == 0, done.err
+    assert "fingerprint  SHA256:" in done.out
+    assert "installed    on acme (selected repositories)" in done.out
+    assert done.err == "ghapp: hint: ghapp setup-git\n"
+
+    assert "acme-bot" in (await ghapp.asked("app", "list")).out
+    listed = (await ghapp.asked("app", "list", "--json")).json()
+    assert listed[0]["name"] == "acme-bot"
+    assert listed[0]["app_id"] == app.id
+    assert "SHA256:" in (await ghapp.asked("app", "show", "acme-bot")).out
+    assert (await ghapp.asked("app", "show", "acme-bot", "--json")).json()["slug"] == "acme-bot"
+    assert "app      acme-bot" in (await ghapp.asked("status")).out
+
+    removed = await ghapp.asked("app", "remove", "acme-bot")
+    assert removed.code == 0
+    assert key.exists()
+    assert (await ghapp.asked("app", "list")).err.startswith("no app is registered\nghapp: hint:")
+    missing = await ghapp.asked("app", "remove", "acme-bot")
+    assert (missing.code, missing.err) == (
+        1,
+        "ghapp: error: there is no app acme-bot (E51)\nghapp: hint: ghapp app list\n",
+    )
+    assert "app      none" in (await ghapp.asked("status")).out
+
+
+@pytest.mark.usefixtures("served")
+async def test_a_key_is_written_for_us_alone_and_the_download_deleted_after(
+    ghapp: Ghapp, app: App, key: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "keys" / "acme.pem"
+    arguments = ("app", "add", "bot", "--client-id", app.client_id, "--key", key, "--signer", f"file:{target}")
+
+    done = await ghapp.asked(*arguments, "--delete-key-file", "--json")
+
+    assert done.json()["name"] == "bot"
+    assert target.read_bytes() == app.private_key_pem
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert not key.exists()
+
+
+async def test_a_key_comes_from_stdin_and_the_same_key_may_be_there_already(
+    ghapp: Ghapp, app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("app", "add", "--app-id", str(app.id), "--key", "-", "--signer", f"file:{tmp_path}/k", "--no-verify")
+    for _ in range(2):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(app.private_key_pem)))
+        done = ghapp(*arguments)
+        assert done.code == 0
+        assert f"app          app-{app.id}" in done.out
+        assert "nothing was checked" in done.err
+
+    (tmp_path / "k").write_text("another")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(app.private_key_pem)))
+    done = ghapp(*arguments)
+    assert done.code == 2
+    assert "exists and holds something else" in done.err
+    assert (tmp_path / "k").read_text() == "another"
+
+
+@pytest.mark.usefixtures("served")
+async def test_a_key_that_github_does_not_accept_leaves_nothing_behind(
+    ghapp: Ghapp, app: App, github: StandIn, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.pem"
+    other.write_bytes(github.add_app("other").private_key_pem)
+    target = tmp_path / "k.pem"
+
+    done = await ghapp.asked(
+        *("app", "add", "--app-id", str(app.id), "--key", other, "--signer", f"file:{target}", "--delete-key-file")
+    )
+
+    assert done.code == 1
+    assert "does not accept the key" in done.err
+    assert other.exists()
+    assert not target.exists()
+    assert not config.config_file().exists()
+
+
+def test_the_only_copy_of_a_key_is_not_deleted(ghapp: Ghapp, key: Path) -> None:
+    done = ghapp("app", "add", "--app-id", "1", "--key", key, "--signer", f"file:{key}", "--delete-key-file")
+
+    assert done.code == 2
+    assert "would delete the key itself" in done.err
+    assert key.exists()
+
+
+@pytest.mark.parametrize("content", [None, b"nonsense"])
+def test_what_is_no_key_is_refused(ghapp: Ghapp, tmp_path: Path, content: bytes | None) -> None:
+    source = tmp_path / "source"
+    if content is not None:
+        source.write_bytes(content)
+
+    done = ghapp("app", "add", "--app-id", "1", "--key", source, "--signer", f"file:{tmp_path}/k")
+
+    assert done.code == 1
+    assert "(E36)" in done.err
+    assert not (tmp_path / "k").exists()
+
+
+def test_a_place_that_cannot_hold_a_key_is_named(ghapp: Ghapp, key: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    done = ghapp("app", "add", "--app-id", "1", "--key", key, "--signer", f"file:{tmp_path}/file/k")
+
+    assert done.code == 1
+    assert f"{tmp_path}/file" in done.err
+
+
+@pytest.mark.usefixtures("served", "app")
+async def test_an_app_that_is_installed_nowhere_says_how_to(ghapp: Ghapp, github: StandIn, tmp_path: Path) -> None:
+    lonely = github.add_app("lonely")
+    key = tmp_path / "lonely.pem"
+    key.touch(mode=0o600)
+    key.write_bytes(lonely.private_key_pem)
+
+    done = await add(ghapp, lonely, key)
+
+    assert "installed    nowhere yet" in done.out
+    assert "/installations/new" in done.err
+    assert (await ghapp.asked("installations")).err == "no app of yours is installed anywhere\n"
+    assert "installed anywhere yet" in (await ghapp.asked("setup-git")).err
+
+
+@pytest.mark.usefixtures("served")
+async def test_tokens_leases_and_installations(
+    ghapp: Ghapp, app: App, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await add(ghapp, app, key)
+    found = (await ghapp.asked("token", "acme/rocket", "--json")).json()
+    assert set(found) == {"token", "expires_at", "permissions", "repositories"}
+    assert found["repositories"] == ["rocket"]
+    assert (await ghapp.asked("token", "acme/rocket")).out == found["token"] + "\n"
+    less = (await ghapp.asked("token", "acme/rocket", "--permission", "issues=read", "--json")).json()
+    assert less["permissions"].get("issues") == "read"
+    assert "contents" not in less["permissions"]
+    read = (await ghapp.asked("token", "acme/rocket", "--read-only", "--json")).json()
+    assert set(read["permissions"].values()) == {"read"}
+
+    leases = (await ghapp.asked("leases", "--json")).json()
+    keys = {"id", "app", "owner", "repositories", "permissions", "expires_at", "uses", "token_sha256"}
+    assert [set(lease) for lease in leases] == [keys] * 3
+    table = await ghapp.asked("leases")
+    assert "rocket" in table.out
+    assert found["token"] not in table.out
+    assert (await ghapp.asked("installations", "--json")).json()[0]["account"] == "acme"
+    assert "acme" in (await ghapp.asked("installations")).out
+    status = (await ghapp.asked("status", "--json")).json()
+    assert (status["running"], status["leases"]) == (True, 3)
+    assert (await ghapp.asked("daemon", "status")).code == 0
+
+    origin = tmp_path / "checkout"
+    git("init", "-q", str(origin))
+    monkeypatch.chdir(origin)
+    missing = await ghapp.asked("token")
+    assert missing.code == 2
+    assert "there is no remote 'origin'" in missing.err
+    git("remote", "add", "origin", "https://x@github.com/acme/rocket.git")
+    assert (await ghapp.asked("token")).out == found["token"] + "\n"
+    assert token_command.repository_of_origin() == ("github.com", "acme/rocket")
+
+
+@pytest.mark.usefixtures("served")
+async def test_git_is_set_up_again_and_undone_byte_for_byte(
+    ghapp: Ghapp, app: App, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "no app is registered for any host" in (await ghapp.asked("setup-git")).err
+    helper = tmp_path / "git-credential-ghapp"
+    helper.write_text("#!/bin/sh\n")
+    helper.chmod(0o755)
+    monkeypatch.setattr(gitconfig, "installed_helper", lambda: helper)
+    await add(ghapp, app, key)
+    mine = Path.home() / ".gitconfig"
+    mine.write_text("[user]\n\tname = Me\n")
+
+    dry = await ghapp.asked("setup-git", "--dry-run")
+    assert "+" in dry.out
+    assert mine.read_text() == "[user]\n\tname = Me\n"
+    assert (await ghapp.asked("setup-git")).code == 0
+    assert "https://github.com/acme" in (config.config_dir() / "gitconfig").read_text()
+    once = mine.read_text()
+    again = await ghapp.asked("setup-git", "--host", "github.com")
+    assert "nothing to change" in again.err
+    assert mine.read_text() == once
+    assert (await ghapp.asked("setup-git", "--all")).code == 0
+    assert '"https://github.com"' in (config.config_dir() / "gitconfig").read_text()
+    assert (await ghapp.asked("setup-git", "--host", "ghe.example")).code == 1
+    undone = await ghapp.asked("setup-git", "--undo")
+    assert "removed" in undone.err
+    assert mine.read_text() == "[user]\n\tname = Me\n"
+
+
+def test_a_daemon_is_started_once_restarted_and_stopped(ghapp: Ghapp, directory: Path) -> None:
+    assert ghapp("daemon", "start").err == "the daemon runs\n"
+    first = process.lock_holder(str(directory))
+    assert first is not None
+    assert ghapp("daemon", "start").err == "the daemon runs already\n"
+    assert ghapp("daemon", "restart").err == "the daemon runs\n"
+    second = process.lock_holder(str(directory))
+    assert second not in {None, first}
+    assert process.wait_for_end(first, 0)
+    assert ghapp("daemon", "stop").code == 0
+    assert second is not None
+    assert process.wait_for_end(second, 0)
+    assert not (directory / "git.sock").exists()
+
+
+@pytest.mark.usefixtures("served")
+async def test_stopping_tells_what_was_revoked(
+    ghapp: Ghapp, app: App, key: Path, github: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "wait_for_end", lambda *_: True)  # the daemon is this process
+    await add(ghapp, app, key)
+    await ghapp.asked("token", "acme/rocket")
+    await ghapp.asked("token", "acme/rocket", "--read-only")
+    github.faults.add("/installation/token", method="DELETE", status=500, times=1)
+
+    done = await ghapp.asked("daemon", "stop")
+
+    assert done.err == "revoked 1 tokens\n1 tokens could not be revoked; GitHub ends them within the hour\n"
+
+
+def test_a_daemon_that_hangs_is_stopped_all_the_same(
+    ghapp: Ghapp, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon_commands, "END_LIMIT", 0.2)
+    monkeypatch.setattr(daemon_commands, "TERM_LIMIT", 0.2)
+    autostart.ensure(paths.control_socket())
+    pid = process.lock_holder(str(directory))
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+
+    assert ghapp("daemon", "stop").code == 0
+
+    assert process.wait_for_end(pid, 1)
+
+
+def test_one_that_ends_by_anothers_wish_is_waited_for(
+    ghapp: Ghapp, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon_commands, "END_LIMIT", 0.2)
+    directory.mkdir(mode=0o700)
+    with holding_lock(directory, DEAF) as holder:
+        done = ghapp("daemon", "stop")
+        assert done.code == 1
+        assert "the daemon does not end (E41)" in done.err
+        assert holder.poll() is None
+        monkeypatch.setattr(daemon_commands, "END_LIMIT", 5.0)
+        threading.Timer(0.1, holder.kill).start()
+        assert ghapp("daemon", "stop").code == 0
+
+
+def test_a_process_that_cannot_be_ended_is_named(
+    ghapp: Ghapp, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon_commands, "END_LIMIT", 0.0)
+    monkeypatch.setattr(process, "wait_for_end", lambda *_: False)
+    directory.mkdir(mode=0o700)
+    with holding_lock(directory, WITH_PID) as holder:
+        done = ghapp("daemon", "stop")
+        assert f"the daemon (pid {holder.pid}) does not end" in done.err
+        assert f"hint: kill -9 {holder.pid}" in done.err
+
+
+def test_a_start_that_fails_keeps_its_own_code(ghapp: Ghapp, directory: Path) -> None:
+    directory.mkdir(mode=0o755)
+    directory.chmod(0o755)
+
+    for command in (("daemon", "start"), ("installations",)):
+        done = ghapp(*command)
+        assert done.code == 1
+        assert done.err.count("(E") == 1
+        assert "is open to others (E43)\nghapp: hint: chmod 700" in done.err
+
+
+def test_run_serves_in_the_foreground(directory: Path) -> None:
+    script = "from ghapp.cli import main; main()"
+    with subprocess.Popen([sys.executable, "-c", script, "daemon", "run"], stderr=subprocess.PIPE) as child:
+        autostart.ensure(paths.control_socket())
+        holder = process.lock_holder(str(directory))
+        assert holder is not None
+        child.terminate()
+        assert child.wait(5) == (0 if holder == child.pid else -signal.SIGTERM)
+
+
+def test_another_listener_on_our_path_is_told_from_ours(
+    ghapp: Ghapp, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory.mkdir(mode=0o700)
+    with listener(directory / "control.sock", greet):
+        done = ghapp("status")
+        assert done.code == 1
+        assert "is not served by ghapp" in done.err
+    (directory / "control.sock").unlink()
+    with listener(directory / "control.sock", saying(b"")):
+        monkeypatch.setattr(daemon_client, "GLANCE", 0.1)
+        assert "did not answer within 0 s" in ghapp("status").err
+
+
+def test_a_daemon_that_goes_away_each_time_is_given_up(ghapp: Ghapp, directory: Path) -> None:
+    directory.mkdir(mode=0o700)
+    with listener(directory / "control.sock", hang_up):
+        done = ghapp("installations")
+    assert (done.code, done.err) == (
+        1,
+        "ghapp: error: the daemon went away (E41)\nghapp: hint: ghapp daemon status\n",
+    )
+
+
+def test_a_listener_of_another_user_is_an_error(ghapp: Ghapp, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory.mkdir(mode=0o700)
+    with listener(directory / "control.sock", saying(b"")):
+        monkeypatch.setattr("ghapp.client.peer_uid", lambda _: 65534)  # the kernel's answer
+        done = ghapp("status")
+    assert done.code == 1
+    assert "is served by another user (E44)" in done.err
+
+
+def test_errors_without_a_code_get_ours() -> None:
+    assert str(daemon_client.started_error(OSError("odd"))) == "odd (E41)"
+
+
+def test_what_others_named_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    output.print_table(("NAME",), [("a\x1b[2Jb[red]c",)])
+    output.warn("x\x07y")
+
+    captured = capsys.readouterr()
+    assert "a?[2Jb[red]c" in captured.out
+    assert captured.err == "ghapp: warning: x?y\n"
+
+
+def test_a_table_keeps_long_names_whole_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    output.print_table(("NAME", "MORE"), [("x" * 150, "y" * 150)])
+
+    assert f"{'x' * 150}  {'y' * 150}" in capsys.readouterr().out
+
+
+def test_questions_are_asked_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    output.confirm("sure?", yes=False)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(sys, "stdin", Terminal("n\n"))
+    output.confirm("sure?", yes=True)
+    with pytest.raises(click.Abort):
+        output.confirm("sure?", yes=False)
+
+
+def test_no_command_is_missing_from_the_list() -> None:
+    modules = {path.stem for path in (ROOT / "src" / "ghapp" / "cli").glob("*.py")}
+
+    assert modules - {"__init__", "output", "daemon_client"} == {name.replace("-", "_") for name in cli._COMMANDS}

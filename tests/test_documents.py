@@ -1,0 +1,77 @@
+"""The documents tell the truth: names, codes and paths in them are those of the code."""
+
+import re
+
+import pytest
+from conftest import ROOT
+
+from ghapp import errors
+from ghapp.cli import cli
+
+
+DOCUMENTS = ("README.md", "ARCHITECTURE.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md")
+CODES_OUTSIDE_THE_TREE = {
+    "E44",  # client.py, which imports no errors
+    "E46",  # the sh front
+}
+
+
+def classes(base: type[errors.GhappError] = errors.GhappError) -> set[type[errors.GhappError]]:
+    """Return the errors below `base` that our error module defines."""
+    found = {cls for cls in base.__subclasses__() if cls.__module__ == "ghapp.errors"}
+    return found | {below for cls in found for below in classes(cls)}
+
+
+def own_codes() -> set[str]:
+    return {cls.code for cls in classes() if "code" in vars(cls)}
+
+
+def test_every_code_is_listed_in_security_md_and_no_other() -> None:
+    listed = re.findall(r"^\| (E\d+) \|", (ROOT / "SECURITY.md").read_text(), re.MULTILINE)
+
+    assert listed == sorted(set(listed))
+    assert set(listed) == own_codes() | CODES_OUTSIDE_THE_TREE
+
+
+def test_every_error_stands_in_the_tree_that_heads_the_module() -> None:
+    head = errors.__doc__ or ""
+
+    for cls in classes():
+        assert re.search(rf"\b{cls.__name__}\b", head), cls
+        if "code" in vars(cls):
+            assert re.search(rf"\b{cls.__name__} +{cls.code}\b", head), cls
+
+
+def test_no_two_errors_share_a_code() -> None:
+    codes = [cls.code for cls in classes() if "code" in vars(cls)]
+
+    assert len(codes) == len(set(codes))
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_paths_named_in_a_document_exist(name: str) -> None:
+    text = (ROOT / name).read_text()
+    paths = re.findall(r"`((?:tests|install|src)/[\w./-]+)`", text) + re.findall(r"\]\((\w+\.md)\)", text)
+
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_every_command_stands_in_the_readme() -> None:
+    text = (ROOT / "README.md").read_text()
+
+    assert [name for name in cli.list_commands(None) if f"ghapp {name}" not in text] == []  # type: ignore[arg-type]  # unused there
+
+
+def test_every_module_has_a_row_in_architecture_md() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    modules = {path.stem for path in (ROOT / "src/ghapp").glob("*.py")} - {"__init__", "__main__"}
+
+    assert sorted(name for name in modules if f"`{name}`" not in text) == []
+
+
+def test_both_commands_of_the_readme_are_files_of_ours() -> None:
+    text = (ROOT / "README.md").read_text()
+
+    for command in ("sh install/demo.sh", "sh install/test.sh"):
+        assert command in text
+        assert (ROOT / command.removeprefix("sh ")).exists()
