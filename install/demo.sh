@@ -24,4 +24,4 @@ private_tmp
 make_venv .venv install/constraints.txt
 rm -rf "$TMPDIR"
 unset TMPDIR
-PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=tests exec .venv/bin/python -P -m standin.demo .cache
+PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=tests exec .venv/bin/python -P tests/standin/demo.py .cache

@@ -76,6 +76,10 @@ class ScriptedIssuer:
     calls: list[tuple[str, object]] = field(default_factory=list)
     called: asyncio.Event = field(default_factory=asyncio.Event)
     """Set by the first call."""
+    lag: int = 0
+    """How often a look for a token fails before the git server knows it."""
+    looks: int = 0
+    approached: int = 0
     revoked: list[str] = field(default_factory=list)
     under_way: int = 0
     most_under_way: int = 0
@@ -141,6 +145,13 @@ class ScriptedIssuer:
     async def revoke_token(self, token: str) -> None:
         await self._called("revoke_token", token)
         self.revoked.append(token)
+
+    async def approach(self) -> None:
+        self.approached += 1
+
+    async def sees(self, repository: Repository, token: str) -> bool:  # noqa: ARG002  # the protocol's
+        self.looks += 1
+        return self.looks > self.lag
 
     async def _called(self, method: str, what: object) -> None:
         self.calls.append((method, what))

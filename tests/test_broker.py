@@ -1,6 +1,8 @@
 """The broker's rules, with a clock that is set and a GitHub that is scripted."""
 
 import asyncio
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -65,6 +67,28 @@ async def filled(broker: Broker, query: Query | None = None) -> Credential:
     credential = await broker.fill(query or ask())
     assert credential is not None
     return credential
+
+
+async def settled(broker: Broker, *, seconds: float = 0.0) -> None:
+    """Wait until no work is under way, and at least that long for a timer that must do nothing."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await asyncio.Event().wait()
+    while broker._flights._flights:
+        await asyncio.gather(*broker._flights._flights.values(), return_exceptions=True)
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await settled_turn()
+
+
+async def settled_turn() -> None:
+    """Let timers and tasks have their turn."""
+    turn = asyncio.get_running_loop().create_future()
+    asyncio.get_running_loop().call_later(0.005, turn.set_result, None)
+    await turn
 
 
 async def refused(broker: Broker, query: Query | None = None) -> GhappError:
@@ -210,19 +234,121 @@ async def test_an_app_for_whole_installations_gets_one_token_for_all(clock: Fake
     assert broker.hits == 1
 
 
-async def test_a_lease_is_replaced_from_five_minutes_before_its_end(
+async def test_a_lease_is_served_alone_until_ten_minutes_before_its_end(
     broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
 ) -> None:
     first = await filled(broker)
-    clock.advance(3600 - 300)
+
+    clock.advance(3600 - 600)
+
+    assert (await filled(broker)).token == first.token
+    await settled(broker)
+    assert issuer.count("create_token") == 1
+
+
+async def test_near_its_end_a_lease_is_served_at_once_until_its_successor_is_proven(
+    broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
+) -> None:
+    first = await filled(broker)
+    clock.advance(3600 - 599)
+    issuer.hold = asyncio.Event()
+
+    while_it_is_minted = [await filled(broker) for _ in range(100)]
+    issuer.hold.set()
+    await settled(broker)
+    after = await filled(broker)
+
+    assert {credential.token for credential in while_it_is_minted} == {first.token}
+    assert after.token != first.token
+    assert issuer.count("create_token") == 2
+    assert len(broker.leases()) == 2  # the old one lives on: commands may be using it
+
+
+async def test_within_five_minutes_of_its_end_a_lease_is_not_served_while_minting_works(
+    broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
+) -> None:
+    first = await filled(broker)
+
+    clock.advance(3600 - 299)
+
+    assert (await filled(broker)).token != first.token
+    assert issuer.count("create_token") == 2
+
+
+async def test_a_lease_in_use_is_renewed_by_a_timer_and_an_unused_one_is_not(
+    broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
+) -> None:
+    issuer.life = 600.05  # renewal is due 50 ms from now, in the timer's clock
+    used = await filled(broker)
+    clock.advance(0.06)
+    await eventually(lambda: issuer.count("create_token") == 2)
+    assert (await filled(broker)).token != used.token
+
+    lazy = serve(clock, idle := ScriptedIssuer(make_app(), clock, life=600.05))
+    idle.install("one")
+    await filled(lazy)
+    clock.advance(31 * 60)
+    await settled(lazy, seconds=0.15)
+    assert idle.count("create_token") == 1
+
+
+async def test_the_last_minutes_of_a_lease_are_served_at_once_when_the_renewal_has_failed(
+    broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
+) -> None:
+    first = await filled(broker)
+    clock.advance(3600 - 200)
+    issuer.errors["create_token"] = [NetworkFailed("no route")] * 10
+    await filled(broker)
+    issuer.hold = asyncio.Event()  # GitHub does not even answer
+
     assert (await filled(broker)).token == first.token
 
-    clock.advance(1)
-    second = await filled(broker)
+    issuer.hold.set()
+    await settled(broker)
 
-    assert second.token != first.token
-    assert issuer.count("create_token") == 2
-    assert [uses for _, uses in broker.leases()] == [1]
+
+# -- the git servers know a token later than the API ---------------------------------------------------------------
+
+
+async def test_a_new_token_is_handed_out_when_the_git_server_knows_it(issuer: ScriptedIssuer, clock: FakeClock) -> None:
+    issuer.lag = 3
+    broker = Broker(clock, probe_pauses=[0.0] * 6)
+    broker.configure([issuer])
+
+    await filled(broker)
+    await filled(broker)
+
+    assert (issuer.looks, issuer.approached) == (4, 1)
+    assert issuer.count("create_token") == 1
+
+
+async def test_a_probe_that_runs_out_ends_and_is_not_tried_again_for_ten_minutes(
+    issuer: ScriptedIssuer, clock: FakeClock
+) -> None:
+    issuer.lag = 1_000_000
+    broker = Broker(clock, probe_pauses=[0.0, 0.0])
+    broker.configure([issuer])
+
+    first = await filled(broker)
+    broker.erase(first.token)
+    second = await filled(broker)
+    assert issuer.looks == 2
+
+    broker.erase(second.token)
+    clock.advance(601)
+    await filled(broker)
+    assert issuer.looks == 4
+
+
+async def test_without_contents_or_by_configuration_nothing_is_probed(issuer: ScriptedIssuer, clock: FakeClock) -> None:
+    broker = Broker(clock)
+    broker.configure([issuer], probe=False)
+    await filled(broker)
+    assert issuer.looks == 0
+
+    broker.configure([issuer])
+    await broker.token("github.com", [ONE], (("issues", "read"),))
+    assert issuer.looks == 0
 
 
 @pytest.mark.parametrize(("left", "served"), [(299, True), (60, True), (59, False), (-1, False)])
@@ -653,6 +779,7 @@ async def test_erase_with_an_old_password_keeps_the_fresh_lease(
     clock.advance(3400)
     fresh = await filled(broker)
 
+    assert broker.erase(old.token) is True  # it was still held, for those who use it
     assert broker.erase(old.token) is False
     assert (await filled(broker)).token == fresh.token
     assert broker.erase(fresh.token) is True
@@ -794,7 +921,7 @@ async def test_remembered_failures_are_bounded(broker: Broker) -> None:
     for number in range(1_100):
         await refused(broker, ask(f"no{number}"))
 
-    assert len(broker._failures) == 1_000
+    assert len(broker._restraint) == 1_000
 
 
 # -- without a path ------------------------------------------------------------------------------------------------

@@ -37,7 +37,12 @@ def run(capfd: pytest.CaptureFixture[str], request: bytes = REQUEST) -> tuple[st
     before = os.dup(0)
     os.dup2(reader, 0)
     os.close(reader)
-    feeder = threading.Thread(target=lambda: (os.write(writer, request), os.close(writer)))
+
+    def feed() -> None:
+        os.write(writer, request)
+        os.close(writer)
+
+    feeder = threading.Thread(target=feed)
     feeder.start()
     try:
         client.main()
@@ -184,8 +189,14 @@ def test_a_full_backlog_is_waited_for() -> None:
 
     with pytest.raises(TimeoutError):
         client.connect(paths.git_socket(), 0.1)
-    threading.Thread(target=lambda: server.accept()[0].close()).start()
+
+    def accept() -> None:
+        server.accept()[0].close()
+
+    make_room = threading.Thread(target=accept)
+    make_room.start()
     client.connect(paths.git_socket(), LIMIT).close()
+    make_room.join()
 
     first.close()
     server.close()

@@ -169,7 +169,7 @@ async def test_sighup_reads_the_config_and_a_broken_one_keeps_the_old(
         configure(app, '[network]\nno_proxy = "example.invalid"\n')
         os.kill(os.getpid(), signal.SIGHUP)
         await soon(lambda: running_daemon._config is not old)
-        assert running_daemon._former_githubs
+        assert running_daemon._former
         assert "password" in await get(directory)
 
 
@@ -266,6 +266,17 @@ async def test_an_app_that_cannot_be_set_up_stops_git_with_the_reason(
         answer = await get(directory)
 
     assert "gone.pem does not exist" in answer["error"]
+    assert answer["quit"] == "1"
+
+
+@pytest.mark.usefixtures("app")
+async def test_an_app_with_a_signer_of_no_known_kind_stops_git_with_the_reason(directory: Path) -> None:
+    text = config.config_file().read_text().replace('"file:', '"abacus:')
+    config.config_file().write_text(text)
+    async with running(directory):
+        answer = await get(directory)
+
+    assert "no signer of the kind abacus" in answer["error"]
     assert answer["quit"] == "1"
 
 

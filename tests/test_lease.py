@@ -59,19 +59,32 @@ def test_a_lease_is_found_for_exactly_its_scope() -> None:
 
 def test_a_new_lease_takes_the_place_of_the_one_for_its_scope() -> None:
     held = book(lease(1))
-    held.count_use(lease(1))
+    held.count_use(lease(1), now=0)
 
     held.put(lease(2))
-    held.count_use(lease(2))
+    held.count_use(lease(2), now=0)
 
-    assert list(held.live(0)) == [lease(2)]
-    assert (held.uses(lease(1)), held.uses(lease(2))) == (0, 1)
+    assert held.find(scope(), 0) == lease(2)
+    assert list(held.live(0)) == [lease(1), lease(2)]  # git commands may be using the first
+    assert (held.uses(lease(1)), held.uses(lease(2))) == (1, 1)
+    assert held.drop("l1") == lease(1)
+    assert held.find(scope(), 0) == lease(2)
+
+
+def test_a_scope_counts_as_used_for_as_long_as_is_asked() -> None:
+    held = book(lease(1))
+    assert not held.used_within(scope(), 1800, now=5)
+
+    held.count_use(lease(1), now=10)
+
+    assert held.used_within(scope(), 1800, now=1810)
+    assert not held.used_within(scope(), 1800, now=1811)
 
 
 def test_uses_are_counted_until_the_lease_is_dropped() -> None:
     held = book(lease(1), lease(2, name="two"))
     for _ in range(3):
-        held.count_use(lease(1))
+        held.count_use(lease(1), now=0)
 
     assert (held.uses(lease(1)), held.uses(lease(2))) == (3, 0)
     assert held.drop("l1") == lease(1)

@@ -262,6 +262,29 @@ def test_every_descriptor_but_one_is_closed_however_high(tmp_path: Path) -> None
     assert tmp_path.exists()
 
 
+@pytest.mark.parametrize(("said", "code"), [([""], 0), (["no\nhint"], 1), (["", "later"], 0), ([], 1)])
+def test_the_starter_hears_once_how_it_went(said: list[str], code: int) -> None:
+    reader, writer = os.pipe()
+    report = process.reporter(writer)
+    for problem in said:
+        report(problem)
+    if not said:
+        os.close(writer)
+
+    found, text = process.outcome(reader)
+
+    os.close(reader)
+    assert found == code
+    assert text.startswith((said or ["the daemon died"])[0].encode())
+
+
+def test_a_starter_that_gave_up_does_not_end_the_daemon() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+
+    process.reporter(writer)("")
+
+
 def starter(script: str) -> "subprocess.CompletedProcess[bytes]":
     program = f"import os, sys\nfrom ghapp import process\nreport = process.detach()\n{script}\n"
     return subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, timeout=20)

@@ -7,11 +7,9 @@ across an await.
 
 import asyncio
 import secrets
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from ghapp.credential import Credential, Query, Repository
 from ghapp.errors import (
@@ -22,7 +20,6 @@ from ghapp.errors import (
     ForeignUser,
     GhappError,
     KeyUnavailable,
-    NetworkFailed,
     NotInstalled,
     NotSelected,
     PathMissing,
@@ -42,18 +39,18 @@ from ghapp.installation import (
     read_only_of,
     wider_than,
 )
-from ghapp.lease import LAST_RESORT, MAX_LIFE, Lease, LeaseBook
+from ghapp.lease import HAND_OUT, LAST_RESORT, MAX_LIFE, RECENTLY, RENEW_AHEAD, Lease, LeaseBook
+from ghapp.restraint import Flights, Restraint, within
 from ghapp.routing import App, Place, Routes, Unreachable
 
 
 BUDGET = 25.0  # seconds for one get; our client gives up at 30, git's own never does
-WORK_BUDGET = 20.0  # seconds for one look-up or mint: some are left to hand out a lease that still lives
+WORK_BUDGET = 23.0  # seconds for one look-up or mint: some are left to hand out a lease that still lives
 REVOKE_BUDGET = 5.0  # seconds for all of them: `daemon stop` waits for it
 REVOKE_AT_ONCE = 10
-MINTS_OF_A_SCOPE = 6  # a minute; an erase loop must not get the app throttled
-MINTS_OF_AN_APP = 150  # a minute; GitHub allows about 180
-MINUTE = 60.0
-MAX_FAILURES = 1_000  # remembered errors; names come from URLs that strangers write
+PROBE_PAUSES = (0.25, 0.5, 1.0, 2.0, 3.0, 3.0)  # seconds between looks, 10 in all; GitHub's lag is mostly under 4
+UNPROBED = 600.0  # seconds for which a scope whose probe ran out is not probed again
+RENEW_AGAIN = 30.0  # seconds
 
 Result = TypeVar("Result")
 
@@ -131,23 +128,16 @@ class TokenIssuer(Protocol):
         """End `token`; a dead one counts as done."""
         ...
 
+    async def approach(self) -> None:
+        """Open the connection that `sees` will use. Raises nothing."""
+        ...
+
+    async def sees(self, repository: Repository, token: str) -> bool:
+        """Tell whether the git server knows `token`, or whether there is no telling. Raises nothing."""
+        ...
+
 
 Attempt = Callable[[TokenIssuer, Sequence[Place]], Awaitable[Lease]]
-
-
-@dataclass(slots=True)
-class Pace:
-    """When tokens were minted lately."""
-
-    times: deque[float] = field(default_factory=deque)
-    error: GhappError | None = None
-    """Why the last mint failed, if it did."""
-
-    def recent(self, now: float) -> int:
-        """Return how many there were within a minute, forgetting the older ones."""
-        while self.times and self.times[0] <= now - MINUTE:
-            self.times.popleft()
-        return len(self.times)
 
 
 class Broker:
@@ -160,29 +150,31 @@ class Broker:
         budget: float = BUDGET,
         work_budget: float = WORK_BUDGET,
         revoke_budget: float = REVOKE_BUDGET,
+        probe_pauses: Sequence[float] = PROBE_PAUSES,
     ) -> None:
         self._clock = clock
         self._budget = budget
-        self._work_budget = work_budget
         self._revoke_budget = revoke_budget
         self._issuers: tuple[TokenIssuer, ...] = ()
         self._routes = Routes()
         self._book = LeaseBook()
-        self._flights: dict[Hashable, asyncio.Task[Any]] = {}
-        self._failures: dict[Hashable, tuple[GhappError, float]] = {}
-        self._proven: set[Hashable] = set()
-        self._gates: dict[Hashable, asyncio.Lock] = {}
-        self._paces: dict[Hashable, Pace] = {}
+        self._flights = Flights(work_budget)
+        self._restraint = Restraint()
+        self._probe = True
+        self._probe_pauses = probe_pauses
+        self._unprobed_until: dict[Scope, float] = {}
         self.mints = 0
         self.hits = 0
 
-    def configure(self, issuers: Sequence[TokenIssuer]) -> None:
-        """Answer for these apps from now on. Leases stay: their scope says whether they still fit."""
+    def configure(self, issuers: Sequence[TokenIssuer], *, probe: bool = True) -> None:
+        """Answer for these apps from now on. Leases stay: their scope says whether they still fit.
+
+        Without `probe` a new token is handed out before the git servers were seen to know it.
+        """
         self._issuers = tuple(issuers)
+        self._probe = probe
         self._routes = Routes()
-        self._failures.clear()
-        self._proven.clear()
-        self._gates.clear()
+        self._restraint.forget()
 
     @property
     def apps(self) -> list[App]:
@@ -202,12 +194,12 @@ class Broker:
         Raises `Declined` if we are but no token can exist, `Failed` if it could not be had within the budget.
         """
         key = (query.host, query.repository.key if query.repository else None, query.our_username)
-        self._raise_remembered(key)
+        self._restraint.raise_remembered(key, self._clock.boot())
         try:
-            async with _within(self._budget):
+            async with within(self._budget):
                 return await self._fill(query)
         except GhappError as error:
-            self._remember(key, error, error.remember)
+            self._restraint.remember(key, error, self._clock.boot())
             raise
 
     async def _fill(self, query: Query) -> Credential | None:
@@ -232,7 +224,7 @@ class Broker:
         scope = await _scope(issuer, installation, repositories, permissions)
         if query.rejected:
             self._book.drop(query.rejected)
-        return await self.lease(issuer, scope, installation.account)
+        return await self.lease(Order(issuer, scope, installation.account, query.repository))
 
     async def _fill_without_path(self, query: Query) -> Credential | None:
         """Answer a request that names no repository: possible only when there is nothing to choose."""
@@ -257,7 +249,7 @@ class Broker:
         raise AssertionError("unreachable")
 
     def _credential(self, lease: Lease) -> Credential:
-        self._book.count_use(lease)
+        self._book.count_use(lease, self._clock.boot())
         remaining = lease.remaining(self._clock.boot())
         return Credential(lease.id, lease.token, int(self._clock.wall() + remaining))
 
@@ -292,15 +284,15 @@ class Broker:
             check_granted(installation, wanted)
             named = tuple(sorted({place.repository for place in places}, key=str))
             scope = await _scope(issuer, installation, named, wanted)
-            return await self.lease(issuer, scope, installation.account)
+            return await self.lease(Order(issuer, scope, installation.account, repositories[0]))
 
-        async with _within(self._budget):
+        async with within(self._budget):
             lease = await self._first_that_can(host, repositories, at)
         if lease is None:
             raise NotInstalled(
                 f"no app of yours is installed on {repositories[0].owner}", hint="ghapp app list shows the apps"
             )
-        self._book.count_use(lease)
+        self._book.count_use(lease, self._clock.boot())
         return lease
 
     def leases(self) -> list[tuple[Lease, int]]:
@@ -384,11 +376,11 @@ class Broker:
         """
         app, asked = issuer.app, False
         if afresh:
-            await self._once((app, repository.key), lambda: self._look_up(issuer, repository))
+            await self._flights.once((app, repository.key), lambda: self._look_up(issuer, repository))
             asked = True
         while (place := self._routes.find(app, repository, self._clock.boot())) is None:
             try:
-                about = await self._once((app, repository.key[0]), lambda: self._look_up(issuer, repository))
+                about = await self._flights.once((app, repository.key[0]), lambda: self._look_up(issuer, repository))
             except Failed:
                 if not self._routes.prolong(app, repository, self._clock.boot()):
                     raise
@@ -420,7 +412,7 @@ class Broker:
 
         while (known := self._routes.find_all(issuer.app, self._clock.boot())) is None:
             try:
-                await self._once(issuer.app, ask)
+                await self._flights.once(issuer.app, ask)
             except Failed:
                 if not self._routes.prolong_all(issuer.app, self._clock.boot()):
                     raise
@@ -433,22 +425,52 @@ class Broker:
 
     # -- how a lease comes about ---------------------------------------------------------------------------------
 
-    async def lease(self, issuer: TokenIssuer, scope: Scope, owner: str) -> Lease:
-        """Return a lease for exactly `scope`: a held one, or one minted once for all who ask at the same time."""
-        held = self._book.find(scope, self._clock.boot())
-        if held is not None:
+    async def lease(self, order: "Order") -> Lease:
+        """Return a lease for exactly the order's scope: a held one, or one minted once for all who ask just then.
+
+        Near its end a lease is served while its successor is minted behind it. While minting fails, a lease is handed out down to its last minute, and without waiting for the next failure.
+        """
+        held = self._book.find(order.scope, self._clock.boot(), at_least=LAST_RESORT)
+        left = 0.0 if held is None else held.remaining(self._clock.boot())
+        if held is not None and left >= RENEW_AHEAD:
+            self.hits += 1
+            return held
+        flight = self._flights.begin(order.scope, lambda: self._mint(order))
+        if held is not None and (left >= HAND_OUT or self._restraint.last_mint_failed(order.scope)):
             self.hits += 1
             return held
         try:
-            return await self._once(scope, lambda: self._mint(issuer, scope, owner))
+            return await asyncio.shield(flight)
         except Failed:
-            held = self._book.find(scope, self._clock.boot(), at_least=LAST_RESORT)
+            held = self._book.find(order.scope, self._clock.boot(), at_least=LAST_RESORT)
             if held is None:
                 raise
             return held
 
-    async def _mint(self, issuer: TokenIssuer, scope: Scope, owner: str) -> Lease:
-        pace = self._pace(scope)
+    def _renew_ahead(self, order: "Order") -> None:
+        """Replace the lease in the background if its end is near and somebody used it lately; else look later.
+
+        The timer's clock stands still in suspend, so the lease's own clock decides.
+        """
+        now = self._clock.boot()
+        held = self._book.find(order.scope, now, at_least=LAST_RESORT)
+        if held is None or order.issuer not in self._issuers:
+            return
+        left = held.remaining(now) - RENEW_AHEAD
+        if left > 0:
+            asyncio.get_running_loop().call_later(left, self._renew_ahead, order)
+        elif self._book.used_within(order.scope, RECENTLY, now):
+            self._flights.begin(order.scope, lambda: self._mint(order))
+            # If that fails, the next use tries again, and so do we until the lease is dead.
+            asyncio.get_running_loop().call_later(RENEW_AGAIN, self._renew_ahead, order)
+
+    async def _mint(self, order: "Order") -> Lease:
+        issuer, scope = order.issuer, order.scope
+        now = self._clock.boot
+        pace = self._restraint.count_mint(scope, (scope.api, scope.issuer), now())
+        will_probe = self._will_probe(order)
+        if will_probe:
+            self._flights.begin((issuer.app.host, "approach"), issuer.approach)
         try:
             issued = await self._asking(issuer, lambda: issuer.create_token(scope))
         except GhappError as error:
@@ -456,119 +478,57 @@ class Broker:
             raise
         pace.error = None
         self.mints += 1
-        now = self._clock.boot()
         wrong = wider_than(scope, issued.permissions, issued.repository_selection, issued.repositories)
-        if not wrong and issued.ends - now < LAST_RESORT:
-            wrong = f"it ends in {issued.ends - now:.0f} s"
+        if not wrong and issued.ends - now() < LAST_RESORT:
+            wrong = f"it ends in {issued.ends - now():.0f} s"
         if wrong:
             raise BadAnswer(
                 f"GitHub issued another token than was asked for: {wrong}; it {await _revoked(issuer, issued.token)}"
             )
+        if will_probe:
+            await self._prove(order, issued.token)
         lease = Lease(
             id=secrets.token_hex(6),
             scope=scope,
             app=issuer.app.name,
-            owner=owner,
+            owner=order.owner,
             repositories=None if scope.repositories is ALL else tuple(name for _, name in issued.repositories),
             permissions=issued.permissions,
             token=issued.token,
-            ends=min(issued.ends, now + MAX_LIFE),
+            ends=min(issued.ends, now() + MAX_LIFE),
         )
         self._book.put(lease)
+        left = max(0.0, lease.remaining(now()) - RENEW_AHEAD)
+        asyncio.get_running_loop().call_later(left, self._renew_ahead, order)
         return lease
 
-    def _pace(self, scope: Scope) -> Pace:
-        """Count one more mint, or raise the last error if that would be too many within a minute."""
-        now = self._clock.boot()
-        self._paces = {key: pace for key, pace in self._paces.items() if pace.recent(now)}
-        of_scope = self._paces.setdefault(scope, Pace())
-        of_app = self._paces.setdefault((scope.api, scope.issuer), Pace())
-        for pace, most in ((of_scope, MINTS_OF_A_SCOPE), (of_app, MINTS_OF_AN_APP)):
-            if pace.recent(now) >= most:
-                wait = pace.times[0] + MINUTE - now
-                raise pace.error or RateLimited(
-                    f"{most} tokens were minted within a minute", wait=wait, hint="ghapp leases shows what is in use"
-                )
-        of_scope.times.append(now)
-        of_app.times.append(now)
-        return of_scope
+    def _will_probe(self, order: "Order") -> bool:
+        if not self._probe or order.repository is None or "contents" not in dict(order.scope.permissions):
+            return False
+        return self._clock.boot() >= self._unprobed_until.get(order.scope, 0.0)
 
-    # -- asking GitHub no more often than is good ----------------------------------------------------------------
-
-    async def _once(self, key: Hashable, start: Callable[[], Awaitable[Result]]) -> Result:
-        """Join the work under way for `key`, or start it; a caller who is cancelled cancels nobody else."""
-        flight = self._flights.get(key)
-        if flight is None:
-            flight = self._flights[key] = asyncio.ensure_future(self._work(start))
-
-            def land(task: asyncio.Task[Result]) -> None:
-                self._flights.pop(key, None)
-                error = None if task.cancelled() else task.exception()  # whoever waited has it; nobody may have waited
-                if isinstance(error, GhappError):
-                    error.__traceback__ = error.__context__ = None  # its frames hold tokens; errors are remembered
-
-            flight.add_done_callback(land)
-        return await asyncio.shield(flight)
-
-    async def _work(self, start: Callable[[], Awaitable[Result]]) -> Result:
-        """Run with an end of its own: nobody may be left to wait for it, and it must not hold its key for ever."""
-        async with _within(self._work_budget):
-            return await start()
+    async def _prove(self, order: "Order", token: str) -> None:
+        """Wait until the git servers know the token: for seconds they may answer 404, and git does not try again."""
+        assert order.repository is not None  # noqa: S101  # _will_probe said so
+        for pause in self._probe_pauses:
+            if await order.issuer.sees(order.repository, token):
+                return
+            await asyncio.sleep(pause)
+        self._unprobed_until[order.scope] = self._clock.boot() + UNPROBED
 
     async def _asking(self, issuer: TokenIssuer, call: Callable[[], Awaitable[Result]]) -> Result:
-        """Ask GitHub as that app, unless it told the app to stay away.
-
-        Until GitHub has accepted the app's key once, one call at a time: a hundred wrong log-ins at the same moment
-        would lock everyone out.
-        """
-        key = (issuer.app.api, issuer.app.issuer)
-        if key in self._proven:
-            return await self._ask(key, call)
-        async with self._gates.setdefault(key, asyncio.Lock()):
-            return await self._ask(key, call)
-
-    async def _ask(self, key: Hashable, call: Callable[[], Awaitable[Result]]) -> Result:
-        self._raise_remembered(key)
-        try:
-            answer = await call()
-        except (AppRejected, RateLimited) as error:
-            self._proven.discard(key)
-            self._remember(key, error, error.remember)
-            raise
-        except Failed as error:
-            if key not in self._proven:
-                self._remember(key, error, error.remember)  # those who wait at the gate would only fail alike
-            raise
-        except Declined:
-            self._proven.add(key)
-            raise
-        self._proven.add(key)
-        return answer
-
-    def _remember(self, key: Hashable, error: GhappError, seconds: float) -> None:
-        while len(self._failures) >= MAX_FAILURES:
-            del self._failures[next(iter(self._failures))]
-        self._failures[key] = (error, self._clock.boot() + seconds)
-
-    def _raise_remembered(self, key: Hashable) -> None:
-        error, until = self._failures.get(key, (None, 0.0))
-        if error is None:
-            return
-        if self._clock.boot() < until:
-            raise error.with_traceback(None)
-        del self._failures[key]
+        return await self._restraint.asking((issuer.app.api, issuer.app.issuer), self._clock.boot, call)
 
 
-@asynccontextmanager
-async def _within(seconds: float) -> AsyncIterator[None]:
-    """Turn running out of time into an error of ours."""
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError:
-        raise NetworkFailed(
-            f"no token within {seconds:.0f} s", hint="check the network and https://www.githubstatus.com"
-        ) from None
+@dataclass(frozen=True, slots=True, eq=False)
+class Order:
+    """What a mint needs to know, kept for the renewal."""
+
+    issuer: TokenIssuer
+    scope: Scope
+    owner: str
+    repository: Repository | None
+    """The one to prove a new token on; None where that cannot be done."""
 
 
 async def _scope(

@@ -43,6 +43,8 @@ class Config:
     key_ttl: float = KEY_TTL
     """Seconds after the last mint for which the key stays in memory; 0 for as long as the daemon runs."""
     quit_on_error: bool = True
+    probe: bool = True
+    """Whether a new token is tried on the git server before it is handed out."""
     apps: tuple[App, ...] = ()
     network: Mapping[str, str] = field(default_factory=dict, repr=False)
 
@@ -183,11 +185,11 @@ def _config(entries: dict[str, Any]) -> Config:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"there are two apps of the name {name}")
-    daemon.flag("probe", default=True)
     return Config(
         idle_timeout=daemon.duration("idle_timeout", IDLE_TIMEOUT),
         key_ttl=daemon.duration("key_ttl", KEY_TTL),
         quit_on_error=daemon.text("on_error", "quit", among=frozenset({"quit", "next"})) == "quit",
+        probe=daemon.flag("probe", default=True),
         apps=found,
         network={key: network.text(key) for key in _NETWORK_KEYS},
     )

@@ -34,12 +34,13 @@ from ghapp.server import VERSION, GitServer
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from ghapp.git_edge import GitEdge
     from ghapp.github import AppClient, GitHub
 
 log = logging.getLogger("ghapp.daemon")  # by name: run as a module, ours is __main__
 
 GRACE = 2.0  # seconds for requests in flight when we are told to end
-RIM = ("ghapp.github", "ghapp.network", "ghapp.signers")
+RIM = ("ghapp.git_edge", "ghapp.github", "ghapp.network", "ghapp.signers")
 SIGNING_THREADS = 4  # a signer that hangs must not take the threads that name resolution needs
 
 
@@ -90,6 +91,13 @@ class Unusable:
         """Raise why."""
         self._refuse()
 
+    async def approach(self) -> None:
+        """Do nothing: no token will come of this app."""
+
+    async def sees(self, repository: Repository, token: str) -> bool:  # noqa: ARG002  # the protocol's
+        """Tell that there is no telling."""
+        return True
+
 
 class Daemon:
     """One daemon: its listeners, its broker, its configuration."""
@@ -108,7 +116,8 @@ class Daemon:
         self._ending = asyncio.Event()
         self._idle_timer: asyncio.TimerHandle | None = None
         self._githubs: dict[str, GitHub] = {}
-        self._former_githubs: list[GitHub] = []
+        self._edges: dict[str, GitEdge] = {}
+        self._former: list[GitHub | GitEdge] = []
         self._threads = ThreadPoolExecutor(SIGNING_THREADS, thread_name_prefix="signer")
         git = GitServer(
             self._broker,
@@ -170,7 +179,7 @@ class Daemon:
         await asyncio.gather(*(listener.drain(GRACE) for listener in self._listeners))
         imports.cancel()
         await asyncio.gather(imports, return_exceptions=True)
-        for github in (*self._former_githubs, *self._githubs.values()):
+        for github in (*self._former, *self._githubs.values(), *self._edges.values()):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(GRACE):
                     await github.aclose()
@@ -206,7 +215,7 @@ class Daemon:
             except GhappError as error:
                 log.error("app %s: %s", app.name, error)  # noqa: TRY400  # tracebacks are not logged
                 issuers.append(Unusable(app, error))
-        self._broker.configure(issuers)
+        self._broker.configure(issuers, probe=self._config.probe)
 
     def _issuer(self, app: App) -> "AppClient":
         github_module, signers = self._rim["ghapp.github"], self._rim["ghapp.signers"]
@@ -215,6 +224,7 @@ class Daemon:
             signers.open_signer(app.keys[0]),
             self._github(app.api),
             self._threads,
+            edge=self._edge(app.host),
             key_ttl=self._config.key_ttl,
         )
         return issuer
@@ -224,6 +234,12 @@ class Daemon:
             network = self._rim["ghapp.network"].network_from(os.environ, self._config.network)
             self._githubs[api] = self._rim["ghapp.github"].GitHub(api, network, self._clock)
         return self._githubs[api]
+
+    def _edge(self, host: str) -> "GitEdge":
+        if host not in self._edges:
+            network = self._rim["ghapp.network"].network_from(os.environ, self._config.network)
+            self._edges[host] = self._rim["ghapp.git_edge"].GitEdge(host, network)
+        return self._edges[host]
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -271,8 +287,8 @@ class Daemon:
     def _read_config(self) -> None:
         fresh = config.load(config.config_file())
         if fresh.network != self._config.network:
-            self._former_githubs += self._githubs.values()  # requests in flight still use them
-            self._githubs = {}
+            self._former += [*self._githubs.values(), *self._edges.values()]  # requests in flight still use them
+            self._githubs, self._edges = {}, {}
         self._config = fresh
         if self._rim:
             self._configure_broker()

@@ -39,6 +39,7 @@ from ghapp.errors import (
     Suspended,
     TlsFailed,
 )
+from ghapp.git_edge import GitEdge
 from ghapp.installation import ALL, Installation, InstallationId, Scope, permissions_of
 from ghapp.network import Network, http_client
 from ghapp.routing import App, Place
@@ -238,12 +239,20 @@ class AppClient:
     """The API as one app sees it: the broker's `TokenIssuer`."""
 
     def __init__(
-        self, app: App, signer: Signer, github: GitHub, threads: ThreadPoolExecutor, *, key_ttl: float = 0.0
+        self,
+        app: App,
+        signer: Signer,
+        github: GitHub,
+        threads: ThreadPoolExecutor,
+        *,
+        edge: GitEdge | None = None,
+        key_ttl: float = 0.0,
     ) -> None:
         self._app = app
         self._signer = signer
         self._github = github
         self._threads = threads
+        self._edge = edge
         self._key_ttl = key_ttl
         self._forgetting: asyncio.TimerHandle | None = None
         self._fingerprint = ""
@@ -321,6 +330,15 @@ class AppClient:
         answer = await self._github.request("DELETE", "/installation/token", token)
         if answer.status not in {httpx.codes.NO_CONTENT, httpx.codes.UNAUTHORIZED}:
             raise self._refusal(answer)
+
+    async def approach(self) -> None:
+        """Open the connection that `sees` will use."""
+        if self._edge is not None:
+            await self._edge.approach()
+
+    async def sees(self, repository: Repository, token: str) -> bool:
+        """Tell whether the git server knows `token`, or whether there is no telling."""
+        return self._edge is None or await self._edge.sees(repository, token)
 
     async def _revoke_unusable(self, answer: Answer) -> None:
         """End the token of an answer that we refuse, if it is a token."""

@@ -15,6 +15,8 @@ from ghapp.installation import Permissions, Scope
 
 HAND_OUT = 5 * 60  # a git command may run for minutes, and each of its requests is checked
 LAST_RESORT = 60  # handed out when minting fails; less than this dies under the first request
+RENEW_AHEAD = 10 * 60  # replaced in the background from here on, so that no git command waits for a mint
+RECENTLY = 30 * 60  # a lease that nobody used for this long is not worth a renewal
 MAX_LIFE = 65 * 60  # GitHub issues one hour; a clock that says more is wrong
 
 
@@ -44,39 +46,49 @@ class Lease:
 
 
 class LeaseBook:
-    """The leases we hold, at most one for each scope; a class because it is the only mutable owner of tokens."""
+    """The leases we hold, one of them current for each scope; a class because it is the only owner of tokens.
+
+    A lease that was replaced ahead of its end lives on until GitHub ends it: git commands may be using it.
+    """
 
     def __init__(self) -> None:
-        self._leases: dict[Scope, Lease] = {}
+        self._leases: dict[str, Lease] = {}
+        self._current: dict[Scope, Lease] = {}
         self._uses: dict[str, int] = {}
+        self._used_at: dict[Scope, float] = {}
 
     def find(self, scope: Scope, now: float, *, at_least: float = HAND_OUT) -> Lease | None:
-        """Return the lease for exactly `scope` if it lives for another `at_least` seconds."""
-        lease = self._leases.get(scope)
+        """Return the current lease for exactly `scope` if it lives for another `at_least` seconds."""
+        lease = self._current.get(scope)
         return lease if lease and lease.remaining(now) >= at_least else None
 
     def put(self, lease: Lease) -> None:
-        """Keep `lease`, in place of the one for its scope."""
-        replaced = self._leases.get(lease.scope)
-        if replaced is not None:
-            self._uses.pop(replaced.id, None)
-        self._leases[lease.scope] = lease
+        """Keep `lease`, from now on the current one of its scope."""
+        self._leases[lease.id] = lease
+        self._current[lease.scope] = lease
 
-    def count_use(self, lease: Lease) -> None:
+    def count_use(self, lease: Lease, now: float) -> None:
         """Note that `lease` was handed out."""
         self._uses[lease.id] = self._uses.get(lease.id, 0) + 1
+        self._used_at[lease.scope] = now
 
     def uses(self, lease: Lease) -> int:
         """Return how often `lease` was handed out."""
         return self._uses.get(lease.id, 0)
 
+    def used_within(self, scope: Scope, seconds: float, now: float) -> bool:
+        """Tell whether a lease for `scope` was handed out in the last `seconds`."""
+        return now - self._used_at.get(scope, float("-inf")) <= seconds
+
     def drop(self, lease_id: str) -> Lease | None:
         """Forget the lease with that id; None if it is not held (any more)."""
-        for scope, lease in self._leases.items():
-            if lease.id == lease_id:
-                self._uses.pop(lease_id, None)
-                return self._leases.pop(scope)
-        return None
+        lease = self._leases.pop(lease_id, None)
+        if lease is None:
+            return None
+        self._uses.pop(lease_id, None)
+        if self._current.get(lease.scope) is lease:
+            del self._current[lease.scope]
+        return lease
 
     def drop_token(self, token: str) -> Lease | None:
         """Forget the lease whose token is exactly `token`.
@@ -95,3 +107,5 @@ class LeaseBook:
                 yield lease
             else:
                 self.drop(lease.id)
+                if lease.scope not in self._current:
+                    self._used_at.pop(lease.scope, None)

@@ -58,7 +58,9 @@ def detach() -> Callable[[str], None]:
     reader, writer = os.pipe()
     if os.fork():
         os.close(writer)
-        _wait_and_exit(reader)
+        code, problem = outcome(reader)
+        os.write(2, problem)
+        os._exit(code)
     os.close(reader)
     os.setsid()
     os.chdir("/")
@@ -66,6 +68,11 @@ def detach() -> Callable[[str], None]:
     for descriptor in range(3):
         os.dup2(null, descriptor)
     close_all_but(writer)
+    return reporter(writer)
+
+
+def reporter(writer: int) -> Callable[[str], None]:
+    """Return the function that tells the starter, once, how it went."""
     said = False
 
     def report(problem: str) -> None:
@@ -97,14 +104,14 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _wait_and_exit(reader: int) -> None:
+def outcome(reader: int) -> tuple[int, bytes]:
+    """Return the starter's exit code and what it has to print, once the daemon has told or died."""
     said = b""
     while chunk := os.read(reader, 4096):
         said += chunk
     if said == b"ready":
-        os._exit(0)
-    os.write(2, said or b"the daemon died while it started (E41)\nghapp daemon run shows why")
-    os._exit(1)
+        return 0, b""
+    return 1, said or b"the daemon died while it started (E41)\nghapp daemon run shows why"
 
 
 def take_lock(directory: str) -> int | None:
@@ -266,8 +273,9 @@ def _is_gone(pid: int) -> bool:
     except (ProcessLookupError, PermissionError):
         return True
     try:
-        status = Path(f"/proc/{pid}/stat").read_bytes()
+        status, threads = Path(f"/proc/{pid}/stat").read_bytes(), os.listdir(f"/proc/{pid}/task")  # noqa: PTH208  # a count
     except OSError:
         return sys.platform == "linux"
-    # Dead, and nobody has asked how: in a container process 1 often does not.
-    return status.rpartition(b")")[2].split()[0] in {b"Z", b"X"}
+    # Dead, and nobody has asked how: in a container process 1 often does not. While other threads end, its first one
+    # looks the same, and the lock and the sockets are still held.
+    return len(threads) <= 1 and status.rpartition(b")")[2].split()[0] in {b"Z", b"X"}

@@ -47,7 +47,8 @@ class Machine:
 
     @property
     def sockets(self) -> Path:
-        return self.runtime / "ghapp"
+        given = self.env.get("GHAPP_RUNTIME_DIR")
+        return Path(given) if given else self.runtime / "ghapp"
 
     def run(
         self,

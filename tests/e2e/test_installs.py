@@ -5,14 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-
 from conftest import ROOT
 from e2e.conftest import PERMISSIONS, Machine
-from standin.server import StandIn
 
 
 PINS = ROOT / "install" / "constraints.txt"
@@ -20,7 +18,7 @@ INSTALL_LIMIT = 120.0  # seconds; pip takes 5 on an idle machine
 BASE = str(Path(sys._base_executable).resolve())  # type: ignore[attr-defined]  # as venv itself uses it
 SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
 # Modules that an interpreter, or something of ours, imports; each leaves a mark when it is run.
-BAIT = ("json", "sitecustomize", "usercustomize", "os", "socket", "_socket", "stat", "encodings", "httpx", "ghapp")
+BAIT = ("json", "sitecustomize", "usercustomize", "os", "socket", "_socket", "stat", "httpx", "ghapp")
 
 
 class Site:
@@ -34,7 +32,7 @@ class Site:
         self.run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(directory), cwd=ROOT)
         (self.wheel,) = directory.glob("*.whl")
 
-    def run(self, *command: str | Path, cwd: Path | None = None, **env: str) -> None:
+    def run(self, *command: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> None:
         done = subprocess.run(
             command,
             cwd=cwd or self.directory,
@@ -48,7 +46,7 @@ class Site:
                 "PIP_DISABLE_PIP_VERSION_CHECK": "1",
                 "PIP_CACHE_DIR": str(self.directory / "cache"),
             }
-            | env,
+            | dict(env or {}),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -59,33 +57,32 @@ class Site:
 
     def venv(self, name: str) -> Path:
         directory = self.directory / name
-        self.run(BASE, "-m", "venv", directory)
+        self.run(BASE, "-m", "venv", "--without-pip", directory)
         return directory / "bin"
+
+    def pip(self, binaries: Path, *arguments: str | Path) -> None:
+        """Install into a virtual environment with our own pip: one less to unpack for each."""
+        self.run(sys.executable, "-m", "pip", "--python", binaries / "python", "install", *arguments)
 
 
 def into_venv(site: Site) -> Path:
     binaries = site.venv("venv")
-    site.run(binaries / "python", "-m", "pip", "install", site.wheel)
+    site.pip(binaries, site.wheel)
     return binaries
 
 
-def into_venv_with_a_space(site: Site) -> Path:
-    binaries = site.venv("a  venv, with spaces")
-    site.run(binaries / "python", "-m", "pip", "install", site.wheel)
-    return binaries
-
-
-def into_venv_far_down(site: Site) -> Path:
-    """Deeper than a "#!" line may be long: pip then writes a script for sh."""
-    binaries = site.venv("/".join(["a-directory-with-a-long-name"] * 5))
-    site.run(binaries / "python", "-m", "pip", "install", site.wheel)
+def into_venv_with_spaces_far_down(site: Site) -> Path:
+    """Deeper than a "#!" line may be long, too: pip writes a script for sh then."""
+    binaries = site.venv("/".join(["a directory  with a long name"] * 5))
+    site.pip(binaries, site.wheel)
     return binaries
 
 
 def editable(site: Site) -> Path:
     binaries = site.venv("editable")
-    site.run(binaries / "python", "-m", "pip", "install", "hatchling", "editables")
-    site.run(binaries / "python", "-m", "pip", "install", "--no-build-isolation", "--editable", ROOT)
+    site.pip(binaries, "hatchling", "editables")
+    site.run(binaries / "python", "-c", "import hatchling, editables")
+    site.pip(binaries, "--no-build-isolation", "--editable", ROOT)
     return binaries
 
 
@@ -94,7 +91,7 @@ def with_pipx(site: Site) -> Path:
     binaries = site.directory / "pipx-bin"
     options = ("--backend", "pip", "--skip-maintenance", "--python", BASE)
     env = {"PIPX_HOME": str(site.directory / "pipx"), "PIPX_BIN_DIR": str(binaries)}
-    site.run(sys.executable, "-m", "pipx", "install", *options, site.wheel, **env)
+    site.run(sys.executable, "-m", "pipx", "install", *options, site.wheel, env=env)
     return binaries
 
 
@@ -109,22 +106,28 @@ def with_uv_tool(site: Site) -> Path:
         "UV_TOOL_BIN_DIR": str(binaries),
         "UV_CACHE_DIR": str(site.directory / "uv-cache"),
     }
-    site.run(uv, "tool", "install", *options, site.wheel, **directories)
+    site.run(uv, "tool", "install", *options, site.wheel, env=directories)
     return binaries
 
 
 def for_the_user(site: Site) -> Path:
     """`pip install --user`: what lies in HOME/.local, and no virtual environment around it."""
     site.run(
-        BASE, "-m", "pip", "install", "--user", "--no-warn-script-location", site.wheel, PIP_BREAK_SYSTEM_PACKAGES="1"
+        BASE,
+        "-m",
+        "pip",
+        "install",
+        "--user",
+        "--no-warn-script-location",
+        site.wheel,
+        env={"PIP_BREAK_SYSTEM_PACKAGES": "1"},
     )
     return site.home / ".local" / "bin"
 
 
 KINDS: tuple[Callable[[Site], Path], ...] = (
     into_venv,
-    into_venv_with_a_space,
-    into_venv_far_down,
+    into_venv_with_spaces_far_down,
     with_pipx,
     with_uv_tool,
     for_the_user,
@@ -169,7 +172,7 @@ def installed(binaries: Path, site: Site, machine: Machine) -> Machine:
         for name in ("bin", "lib"):
             (machine.home / ".local" / name).symlink_to(site.home / ".local" / name)
         machine.env["PATH"] = f"{machine.home}/.local/bin:{SYSTEM_PATH}"
-    github: StandIn = machine.github
+    github = machine.github
     app = github.add_app("acme-bot", PERMISSIONS)
     github.install(app, "acme", repositories=["rocket"])
     github.add_repository("acme/rocket", files={"README.md": "# Rocket\n"})
@@ -209,14 +212,13 @@ def lay_bait(directory: Path, mark: Path) -> None:
         (package / f"{name}.py").write_text(f"open({str(mark)!r}, 'a').write('ghapp.{name}' + chr(10))\n")
 
 
-@pytest.mark.parametrize("way", [use_absolute_path, use_bare_name], ids=["absolute path", "bare name"])
-def test_a_hostile_repository_gets_nothing_run(installed: Machine, way: Callable[[Machine], None]) -> None:
+def test_a_hostile_repository_gets_nothing_run(installed: Machine) -> None:
     """Without a daemon, so that client.py and a new daemon run too, and with every PYTHONPATH that names it."""
-    way(installed)
+    use_absolute_path(installed)
     hostile, mark = installed.work / "hostile", installed.work / "mark"
     lay_bait(hostile, mark)
 
-    for path in (None, "", ":", ".", str(hostile)):
+    for path in (None, "", ":", "."):
         filled = installed.fill(cwd=hostile, env={} if path is None else {"PYTHONPATH": path})
 
         assert filled["password"].startswith("ghs_")
@@ -224,11 +226,14 @@ def test_a_hostile_repository_gets_nothing_run(installed: Machine, way: Callable
         installed.ghapp("daemon", "stop", "--keep-tokens")
 
 
-def test_the_bait_is_poisonous(installed: Machine) -> None:
+@pytest.mark.parametrize(
+    "arguments", [("-c", "import json"), ("-c", "import ghapp.client"), ("-S", "-c", "import socket")]
+)
+def test_the_bait_is_poisonous(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     """Without the front's care it is run: else the test above would prove nothing."""
-    hostile, mark = installed.work / "hostile", installed.work / "mark"
+    hostile, mark = tmp_path / "hostile", tmp_path / "mark"
     lay_bait(hostile, mark)
 
-    installed.run(BASE, "-c", "import json", cwd=hostile, env={"PYTHONPATH": "."}, check=False)
+    subprocess.run([BASE, *arguments], cwd=hostile, env={}, capture_output=True, check=False, timeout=INSTALL_LIMIT)
 
     assert mark.exists()

@@ -1,4 +1,4 @@
-"""`python -m standin.demo DIRECTORY`: the main job, shown step by step; what install/demo.sh runs.
+"""`python tests/standin/demo.py DIRECTORY`: the main job, shown step by step; what install/demo.sh runs.
 
 Everything happens below one temporary directory in DIRECTORY, which goes at the end, as does every process.
 """

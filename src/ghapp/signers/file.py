@@ -59,7 +59,7 @@ def read_key_file(path: str) -> bytes:
     except OSError as error:
         hint = "ghapp app show NAME shows where the key is expected"
         raise KeyUnavailable(f"cannot open {path}: {error.strerror}", hint=hint) from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise KeyUnavailable(f"{path} is not a regular file", hint="give the path of a PEM file")
@@ -71,10 +71,12 @@ def read_key_file(path: str) -> bytes:
                 f"{path} can be read by others (mode {stat.S_IMODE(status.st_mode):04o})",
                 hint=f"chmod 600 '{path}'",
             )
-        try:
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
             pem = file.read(MAX_PEM + 1)
-        except OSError as error:
-            raise KeyUnavailable(f"cannot read {path}: {error.strerror}", hint="see dmesg") from None
+    except OSError as error:
+        raise KeyUnavailable(f"cannot read {path}: {error.strerror}", hint="see dmesg") from None
+    finally:
+        os.close(descriptor)
     if len(pem) > MAX_PEM:
         raise KeyUnavailable(f"{path} is larger than {MAX_PEM} bytes", hint="give the path of a PEM file")
     return pem

@@ -1,0 +1,163 @@
+"""Asking GitHub no more often than is good: once for all who wait, not again right after a refusal, never in a loop.
+
+Part of the application layer, beside the broker, which decides what to ask.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from ghapp.errors import AppRejected, Declined, Failed, GhappError, NetworkFailed, RateLimited
+
+
+MINTS_OF_A_SCOPE = 6  # a minute; an erase loop must not get the app throttled
+MINTS_OF_AN_APP = 150  # a minute; GitHub allows about 180
+MINUTE = 60.0
+MAX_FAILURES = 1_000  # remembered errors; names come from URLs that strangers write
+
+Result = TypeVar("Result")
+
+
+@dataclass(slots=True)
+class Pace:
+    """When tokens were minted lately."""
+
+    times: deque[float] = field(default_factory=deque)
+    error: GhappError | None = None
+    """Why the last mint failed, if it did."""
+
+    def recent(self, now: float) -> int:
+        """Return how many there were within a minute, forgetting the older ones."""
+        while self.times and self.times[0] <= now - MINUTE:
+            self.times.popleft()
+        return len(self.times)
+
+
+class Flights:
+    """Work under way, by what it is for: whoever wants the same joins."""
+
+    def __init__(self, limit: float) -> None:
+        self._limit = limit
+        self._flights: dict[Hashable, asyncio.Task[Any]] = {}
+
+    async def once(self, key: Hashable, start: Callable[[], Awaitable[Result]]) -> Result:
+        """Join the work under way for `key`, or start it; a caller who is cancelled cancels nobody else."""
+        return await asyncio.shield(self.begin(key, start))
+
+    def begin(self, key: Hashable, start: Callable[[], Awaitable[Result]]) -> "asyncio.Task[Result]":
+        """Return the work under way for `key`, started now if there is none; nobody has to wait for it."""
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = self._flights[key] = asyncio.ensure_future(self._work(start))
+
+            def land(task: "asyncio.Task[Result]") -> None:
+                self._flights.pop(key, None)
+                error = None if task.cancelled() else task.exception()  # whoever waited has it; nobody may have waited
+                if isinstance(error, GhappError):
+                    error.__traceback__ = error.__context__ = None  # its frames hold tokens; errors are remembered
+
+            flight.add_done_callback(land)
+        return flight
+
+    async def _work(self, start: Callable[[], Awaitable[Result]]) -> Result:
+        """Run with an end of its own: nobody may be left to wait for it, and it must not hold its key for ever."""
+        async with within(self._limit):
+            return await start()
+
+
+class Restraint:
+    """What GitHub told us lately, and how often we asked; a class because every question passes through it."""
+
+    def __init__(self) -> None:
+        self._failures: dict[Hashable, tuple[GhappError, float]] = {}
+        self._proven: set[Hashable] = set()
+        self._gates: dict[Hashable, asyncio.Lock] = {}
+        self._paces: dict[Hashable, Pace] = {}
+
+    def forget(self) -> None:
+        """Ask again whatever was refused; how often tokens were minted is not forgotten."""
+        self._failures.clear()
+        self._proven.clear()
+        self._gates.clear()
+
+    async def asking(self, app: Hashable, now: Callable[[], float], call: Callable[[], Awaitable[Result]]) -> Result:
+        """Ask GitHub as `app`, unless it told the app to stay away.
+
+        Until GitHub has accepted the app's key once, one call at a time: a hundred wrong log-ins at the same moment
+        would lock everyone out.
+        """
+        if app in self._proven:
+            return await self._ask(app, now, call)
+        async with self._gates.setdefault(app, asyncio.Lock()):
+            return await self._ask(app, now, call)
+
+    async def _ask(self, app: Hashable, now: Callable[[], float], call: Callable[[], Awaitable[Result]]) -> Result:
+        self.raise_remembered(app, now())
+        try:
+            answer = await call()
+        except (AppRejected, RateLimited) as error:
+            self._proven.discard(app)
+            self.remember(app, error, now())
+            raise
+        except Failed as error:
+            if app not in self._proven:
+                self.remember(app, error, now())  # those who wait at the gate would only fail alike
+            raise
+        except Declined:
+            self._proven.add(app)
+            raise
+        self._proven.add(app)
+        return answer
+
+    def remember(self, key: Hashable, error: GhappError, now: float) -> None:
+        """Answer whoever asks for `key` with `error`, for as long as the error says."""
+        while len(self._failures) >= MAX_FAILURES:
+            del self._failures[next(iter(self._failures))]
+        self._failures[key] = (error, now + error.remember)
+
+    def raise_remembered(self, key: Hashable, now: float) -> None:
+        """Raise what is remembered for `key`."""
+        error, until = self._failures.get(key, (None, 0.0))
+        if error is None:
+            return
+        if now < until:
+            raise error.with_traceback(None)
+        del self._failures[key]
+
+    def __len__(self) -> int:
+        return len(self._failures)
+
+    def count_mint(self, scope: Hashable, app: Hashable, now: float) -> Pace:
+        """Count one more mint, or raise the last error if that would be too many within a minute."""
+        self._paces = {key: pace for key, pace in self._paces.items() if pace.recent(now) or pace.error}
+        of_scope = self._paces.setdefault(scope, Pace())
+        of_app = self._paces.setdefault(app, Pace())
+        for pace, most in ((of_scope, MINTS_OF_A_SCOPE), (of_app, MINTS_OF_AN_APP)):
+            if pace.recent(now) >= most:
+                wait = pace.times[0] + MINUTE - now
+                raise pace.error or RateLimited(
+                    f"{most} tokens were minted within a minute", wait=wait, hint="ghapp leases shows what is in use"
+                )
+        of_scope.times.append(now)
+        of_app.times.append(now)
+        return of_scope
+
+    def last_mint_failed(self, scope: Hashable) -> bool:
+        """Tell whether the last mint for `scope` failed."""
+        pace = self._paces.get(scope)
+        return pace is not None and pace.error is not None
+
+
+@asynccontextmanager
+async def within(seconds: float) -> AsyncIterator[None]:
+    """Turn running out of time into an error of ours."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise NetworkFailed(
+            f"no token within {seconds:.0f} s", hint="check the network and https://www.githubstatus.com"
+        ) from None

@@ -1,0 +1,101 @@
+"""install/demo.sh after its installing: tests/standin/demo.py."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from e2e.conftest import BIN
+
+
+SCRIPT = ROOT / "tests" / "standin" / "demo.py"
+LIMIT = 40.0  # seconds; 2 on an idle machine
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A directory whose path is longer than a socket's may be, and has a space."""
+    if not (BIN / "git-credential-ghapp").exists():
+        pytest.skip("ghapp is not installed in this environment")
+    directory = tmp_path / ("far down " * 12)
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def demo(place: Path) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-P", str(SCRIPT), str(place)]
+    env = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        yield process
+        process.kill()
+
+
+def processes_of(pattern: str) -> list[str]:
+    done = subprocess.run(["ps", "-A", "-o", "pid,args"], capture_output=True, text=True, check=True)
+    return [line for line in done.stdout.splitlines() if pattern in line]
+
+
+def test_it_shows_the_main_job_and_leaves_nothing(demo: subprocess.Popen[str], place: Path) -> None:
+    out, err = demo.communicate(timeout=LIMIT)
+
+    assert (demo.returncode, err) == (0, "")
+    assert [command for command in re.findall(r" s  \$ (git (?:clone|commit|push))", out)] == [
+        "git clone",
+        "git commit",
+        "git push",
+    ]
+    assert "token for acme/rocket (" in out
+    assert "token on disk: none" in out
+    assert "asked to revoke 1 of 1" in out
+    ids = re.findall(r"commit .*: +([0-9a-f]{40})$", out, re.MULTILINE)
+    assert len(ids) == 2
+    assert len(set(ids)) == 1
+    assert "ghs_" not in out
+    assert list(place.iterdir()) == []
+    assert processes_of(str(place)) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+@pytest.mark.parametrize("moment", ["python -m standin", "ghapp app add", "git clone", "git push"])
+def test_interrupted_it_leaves_nothing_either(
+    demo: subprocess.Popen[str], place: Path, moment: str, number: signal.Signals
+) -> None:
+    assert demo.stdout is not None
+    for line in demo.stdout:
+        if f"$ {moment}" in line:
+            break
+
+    demo.send_signal(number)
+    _, err = demo.communicate(timeout=LIMIT)
+
+    assert demo.returncode == 130
+    assert err == "\nghapp: error: interrupted; nothing was left behind\n"
+    assert list(place.iterdir()) == []
+    assert processes_of(str(place)) == []
+
+
+def test_a_git_that_cannot_push_makes_it_fail_with_what_git_said(place: Path) -> None:
+    tools = place.parent / "tools"
+    tools.mkdir()
+    (tools / "git").write_text(
+        '#!/bin/sh\n[ "$1" != push ] || { echo "no push today" >&2; exit 1; }\nexec /usr/bin/git "$@"\n'
+    )
+    (tools / "git").chmod(0o755)
+    env = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "PATH": f"{tools}:{os.environ['PATH']}"}
+
+    done = subprocess.run(
+        [sys.executable, "-P", SCRIPT, place], env=env, capture_output=True, text=True, check=False, timeout=LIMIT
+    )
+
+    assert done.returncode == 1
+    assert "git push failed with status 1\nno push today" in done.stderr
+    assert list(place.iterdir()) == []
+    assert processes_of(str(place)) == []

@@ -1,0 +1,131 @@
+"""Private keys: what is taken for one, and what is said of anything else."""
+
+import base64
+import hashlib
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    KeySerializationEncryption,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+
+from ghapp.errors import KeyUnavailable
+from ghapp.private_key import fingerprint, load_key
+
+
+@pytest.fixture(scope="module")
+def key() -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
+def pem(
+    key: object,
+    form: PrivateFormat = PrivateFormat.TraditionalOpenSSL,
+    encryption: KeySerializationEncryption | None = None,
+) -> bytes:
+    data: bytes = key.private_bytes(Encoding.PEM, form, encryption or NoEncryption())  # type: ignore[attr-defined]
+    return data
+
+
+def as_downloaded(key: rsa.RSAPrivateKey) -> bytes:
+    return pem(key)
+
+
+def as_pkcs8(key: rsa.RSAPrivateKey) -> bytes:
+    return pem(key, PrivateFormat.PKCS8)
+
+
+def in_one_line(key: rsa.RSAPrivateKey) -> bytes:
+    return pem(key).replace(b"\n", b"\\n")
+
+
+def in_one_windows_line(key: rsa.RSAPrivateKey) -> bytes:
+    return pem(key).replace(b"\n", b"\\r\\n") + b"\n"
+
+
+def with_windows_lines(key: rsa.RSAPrivateKey) -> bytes:
+    return pem(key).replace(b"\n", b"\r\n")
+
+
+def with_spaces_for_lines(key: rsa.RSAPrivateKey) -> bytes:
+    return pem(key).replace(b"\n", b" ")
+
+
+def with_something_in_front(key: rsa.RSAPrivateKey) -> bytes:
+    return b"\xef\xbb\xbfBag Attributes\n  none\n" + pem(key)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        as_downloaded,
+        as_pkcs8,
+        in_one_line,
+        in_one_windows_line,
+        with_windows_lines,
+        with_spaces_for_lines,
+        with_something_in_front,
+    ],
+)
+def test_every_form_of_the_key_is_read(key: rsa.RSAPrivateKey, form: object) -> None:
+    assert callable(form)
+    assert load_key(form(key), source="x").private_numbers() == key.private_numbers()
+
+
+def test_the_fingerprint_is_the_one_that_github_shows(key: rsa.RSAPrivateKey) -> None:
+    der = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+    assert fingerprint(key) == "SHA256:" + base64.b64encode(hashlib.sha256(der).digest()).decode()
+    assert len(fingerprint(key)) == len("SHA256:") + 44
+
+
+def strangers(key: rsa.RSAPrivateKey) -> dict[str, bytes]:
+    public = key.public_key()
+    password = BestAvailableEncryption(b"correct horse")
+    whole = pem(key)
+    return {
+        "nothing": b"",
+        "nothing ": b" \n\n",
+        "no PEM block": b"ghp_not_a_key",
+        "no PEM block ": base64.b64encode(whole),
+        "an OpenSSH key": pem(key, PrivateFormat.OpenSSH),
+        "an encrypted key": pem(key, PrivateFormat.PKCS8, password),
+        "an encrypted key ": pem(key, PrivateFormat.TraditionalOpenSSL, password),
+        "an elliptic curve key": pem(ec.generate_private_key(ec.SECP256R1())),
+        "a DSA key": pem(dsa.generate_private_key(1024)),  # noqa: S505  # it is refused
+        "a public key": public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
+        "a public key ": public.public_bytes(Encoding.PEM, PublicFormat.PKCS1),
+        "a certificate": b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+        "a damaged key": whole[:200] + whole[260:],
+        "a damaged key ": whole[:-40],
+        "a key of another kind (Ed25519)": pem(ed25519.Ed25519PrivateKey.generate(), PrivateFormat.PKCS8),
+        "an RSA key of 1024 bits, of which 2048 are needed": pem(
+            rsa.generate_private_key(public_exponent=65537, key_size=1024)  # noqa: S505  # it is refused
+        ),
+        "an RSA key whose public exponent is not 65537": pem(
+            rsa.generate_private_key(public_exponent=3, key_size=2048)
+        ),
+    }
+
+
+def test_anything_else_is_named_and_not_repeated(key: rsa.RSAPrivateKey) -> None:
+    for what, data in strangers(key).items():
+        with pytest.raises(KeyUnavailable) as caught:
+            load_key(data, source="/some/key.pem")
+
+        error = caught.value
+        assert error.message == f"/some/key.pem holds {what.strip()}, not an app's private key"
+        assert "Private keys" in error.hint
+        assert (error.__cause__, error.__context__) == (None, None)  # the library's own could quote the key
+        assert not any(line in repr(error).encode() for line in data.split() if len(line) > 20)
+
+
+def test_the_source_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(KeyUnavailable, match=str(tmp_path)):
+        load_key(b"", source=str(tmp_path))
