@@ -428,7 +428,8 @@ class Broker:
     async def lease(self, order: "Order") -> Lease:
         """Return a lease for exactly the order's scope: a held one, or one minted once for all who ask just then.
 
-        Near its end a lease is served while its successor is minted behind it. While minting fails, a lease is handed out down to its last minute, and without waiting for the next failure.
+        Near its end a lease is served while its successor is minted behind it; while minting fails, down to its last
+        minute and without waiting for the next failure.
         """
         held = self._book.find(order.scope, self._clock.boot(), at_least=LAST_RESORT)
         left = 0.0 if held is None else held.remaining(self._clock.boot())

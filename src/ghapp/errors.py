@@ -21,6 +21,12 @@
         ├── GitHubFailing     E27       a 5xx
         ├── BadAnswer         E28       an answer we cannot use, or a token wider than we asked for
         ├── KeyUnavailable    E36       the signer cannot give a signature
+        │   ├── KeyringLocked     E31   the keyring is locked
+        │   ├── KeyringDismissed  E32   somebody closed the keyring's question
+        │   ├── KeyringAbsent     E33   no keyring service on this session
+        │   ├── KeyringSilent     E34   the keyring did not answer in time
+        │   ├── KeyMissing        E35   the key is not in the keyring
+        │   └── KeyringFailed     E37   the keyring failed, or would not protect the key
         ├── DaemonFailed      E41       the daemon cannot be started or reached
         ├── RuntimeDirectoryRefused E43 the runtime directory, or what lies on a socket's path, is not safe to use
         ├── ConfigError       E51       the configuration cannot be used
@@ -174,6 +180,42 @@ class KeyUnavailable(Failed):
     """The signer could not be opened or did not sign."""
 
     code = "E36"
+
+
+class KeyringLocked(KeyUnavailable):
+    """The keyring is locked, and nobody is there to unlock it."""
+
+    code = "E31"
+
+
+class KeyringDismissed(KeyUnavailable):
+    """Somebody closed the keyring's question."""
+
+    code = "E32"
+
+
+class KeyringAbsent(KeyUnavailable):
+    """No keyring service runs on this session."""
+
+    code = "E33"
+
+
+class KeyringSilent(KeyUnavailable):
+    """The keyring did not answer in time."""
+
+    code = "E34"
+
+
+class KeyMissing(KeyUnavailable):
+    """The key is not in the keyring."""
+
+    code = "E35"
+
+
+class KeyringFailed(KeyUnavailable):
+    """The keyring failed, or is of a kind that would not protect the key."""
+
+    code = "E37"
 
 
 class DaemonFailed(Failed):

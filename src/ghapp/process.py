@@ -20,7 +20,7 @@ PATIENCE = 2.0  # seconds for the holder of the lock to show that it lives
 START_PATIENCE = 10.0  # seconds for one that starts or ends: it has no sockets, and is not to be killed
 HELLO_LIMIT = 0.5  # seconds for whoever listens on our path to say who it is
 _GLANCE = 0.02
-_PR_SET_DUMPABLE = 4
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 
 
 def sanitise_descriptors() -> None:
@@ -42,11 +42,22 @@ def harden() -> None:
     if soft < wanted:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    _prctl(_PR_SET_DUMPABLE, 0)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     # Until the loop handles it: a starter that finds our lock taken sends it, and its default is to end us.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def harden_child() -> None:
+    """Close a short-lived child that handles a secret, and let it end with its parent."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _prctl(_PR_SET_DUMPABLE, 0)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
 
 
 def detach() -> Callable[[str], None]:

@@ -1,0 +1,89 @@
+"""A desktop session's keyring, real and private: dbus-daemon and gnome-keyring-daemon with a HOME of their own."""
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+
+PASSWORD = b"correct horse"
+_NEEDED = ("dbus-daemon", "dbus-send", "gnome-keyring-daemon")
+_DEADLINE = 10.0
+_GLANCE = 0.01
+
+
+class Session:
+    """One session bus, and the keyring daemons started on it."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        (home / "runtime").mkdir(mode=0o700, parents=True)
+        self._base = {"PATH": os.environ["PATH"], "HOME": str(home), "XDG_RUNTIME_DIR": str(home / "runtime")}
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self.bus = subprocess.Popen(
+            ["dbus-daemon", "--session", "--nofork", "--nopidfile", "--print-address=1"],
+            env=self._base,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        assert self.bus.stdout is not None
+        self.address = self.bus.stdout.readline().decode().strip()
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What puts a program into this session."""
+        return self._base | {"DBUS_SESSION_BUS_ADDRESS": self.address}
+
+    def start_keyring(self, password: bytes | None) -> subprocess.Popen[bytes]:
+        """Start the keyring daemon, unlocked with `password` (which makes the login keyring), or locked for None."""
+        command = ["gnome-keyring-daemon", "--foreground", "--components=secrets"]
+        daemon = subprocess.Popen(
+            command if password is None else [*command, "--unlock"],
+            env=self.env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        assert daemon.stdin is not None
+        daemon.stdin.write(password or b"")
+        daemon.stdin.close()
+        self._processes.append(daemon)
+        self._wait_for_the_name()
+        return daemon
+
+    def _wait_for_the_name(self) -> None:
+        end = time.monotonic() + _DEADLINE
+        question = ("string:org.freedesktop.secrets",)
+        call = ("dbus-send", "--session", "--print-reply=literal", "--dest=org.freedesktop.DBus", "/")
+        while time.monotonic() < end:
+            asked = (*call, "org.freedesktop.DBus.GetNameOwner", *question)
+            if subprocess.run(asked, env=self.env, capture_output=True, check=False).returncode == 0:
+                return
+            self.bus.poll()
+        raise AssertionError("the keyring daemon did not take its name")
+
+    def end(self) -> None:
+        """End what was started here, the bus last: others that D-Bus activated end with it."""
+        for process in [*self._processes, self.bus]:
+            process.kill()
+            process.wait()
+        assert self.bus.stdout is not None
+        self.bus.stdout.close()
+
+
+@contextmanager
+def session(home: Path) -> Iterator[Session]:
+    """Give a session without a keyring daemon; skips where the programs are missing."""
+    missing = [name for name in _NEEDED if shutil.which(name) is None]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} not installed")
+    found = Session(home)
+    try:
+        yield found
+    finally:
+        found.end()

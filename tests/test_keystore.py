@@ -1,0 +1,160 @@
+"""Keys in a real keyring, and every way in which a keyring fails told apart."""
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.hashes import SHA256
+from session_bus import PASSWORD, Session, session
+
+from ghapp.errors import KeyMissing, KeyringAbsent, KeyringFailed, KeyringLocked, KeyUnavailable
+from ghapp.keystore import KeyStore, decode_key, encode_key
+from ghapp.private_key import fingerprint
+
+
+@pytest.fixture(scope="module")
+def key() -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(65537, 2048)
+
+
+@pytest.fixture
+def desktop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
+    """A session, and this process in it."""
+    with session(tmp_path / "desktop") as found:
+        for name, value in found.env.items():
+            monkeypatch.setenv(name, value)
+        yield found
+
+
+def account(key: rsa.RSAPrivateKey) -> str:
+    return f"github.com/4242/{fingerprint(key)}"
+
+
+def is_same(one: rsa.RSAPrivateKey, other: rsa.RSAPrivateKey) -> bool:
+    """Compare what the keys do: the private exponent has several right values."""
+    signatures = [key.sign(b"message", PKCS1v15(), SHA256()) for key in (one, other)]
+    return signatures[0] == signatures[1] and encode_key(one) == encode_key(other)
+
+
+# -- the one line --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [2048, 3072])
+def test_a_key_survives_as_one_short_line(bits: int) -> None:
+    key = rsa.generate_private_key(65537, bits)
+
+    line = encode_key(key)
+
+    assert line.isascii()
+    assert b"\n" not in line
+    assert len(line) < 1280  # what Windows keeps
+    assert is_same(decode_key(line), key)
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"rsa1:", b"rsa1:AAAA", b"rsa1:A", b"rsa2:AAAA", b"-----BEGIN RSA PRIVATE KEY-----"]
+)
+def test_a_damaged_line_is_refused_without_being_shown(damage: bytes) -> None:
+    with pytest.raises(KeyUnavailable, match="damaged") as caught:
+        decode_key(damage)
+
+    assert caught.value.__context__ is None
+
+
+def test_half_a_line_is_refused(key: rsa.RSAPrivateKey) -> None:
+    line = encode_key(key)
+
+    with pytest.raises(KeyUnavailable):
+        decode_key(line[: len(line) // 2])
+
+
+# -- a real keyring ------------------------------------------------------------------------------------------------
+
+
+def test_a_key_is_stored_read_and_deleted(desktop: Session, key: rsa.RSAPrivateKey) -> None:
+    desktop.start_keyring(PASSWORD)
+    store = KeyStore()
+
+    store.write(account(key), key)
+
+    assert is_same(store.read(account(key)), key)
+    store.delete(account(key))
+    store.delete(account(key))
+    with pytest.raises(KeyMissing):
+        store.read(account(key))
+
+
+def test_a_key_under_another_keys_name_is_refused(desktop: Session, key: rsa.RSAPrivateKey) -> None:
+    desktop.start_keyring(PASSWORD)
+    store = KeyStore()
+    store.write("github.com/1/SHA256:another=", key)
+
+    with pytest.raises(KeyUnavailable, match="another key"):
+        store.read("github.com/1/SHA256:another=")
+
+
+@pytest.mark.parametrize("display", ["", ":99"])
+def test_a_locked_keyring_is_named_at_once_and_nobody_is_asked(
+    desktop: Session, key: rsa.RSAPrivateKey, monkeypatch: pytest.MonkeyPatch, *, display: str
+) -> None:
+    """With a display, gnome-keyring would show a question there, and wait for ever."""
+    unlocked = desktop.start_keyring(PASSWORD)
+    KeyStore().write(account(key), key)
+    unlocked.kill()
+    unlocked.wait()
+    if display:
+        monkeypatch.setenv("DISPLAY", display)
+    desktop.start_keyring(None)
+    began = time.monotonic()
+
+    with pytest.raises(KeyringLocked):
+        KeyStore().read(account(key))
+
+    assert time.monotonic() - began < 6
+
+
+def test_a_keyring_that_hangs_is_given_up(desktop: Session, key: rsa.RSAPrivateKey) -> None:
+    daemon = desktop.start_keyring(PASSWORD)
+    daemon.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+
+    with pytest.raises(KeyUnavailable, match="did not answer"):
+        KeyStore().read(account(key))
+
+    assert 4.5 < time.monotonic() - began < 6
+
+
+def test_without_a_session_bus_there_is_no_keyring(key: rsa.RSAPrivateKey, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nonexistent")
+
+    with pytest.raises(KeyringAbsent):
+        KeyStore().read(account(key))
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "keyring.backends.null.Keyring",
+        "keyring.backends.fail.Keyring",
+        "keyring.backends.chainer.ChainerBackend",
+        "keyrings.alt.file.PlaintextKeyring",
+        "os.path",
+        "json.JSONDecoder",
+        "nonsense",
+    ],
+)
+def test_a_backend_that_would_not_protect_the_key_is_refused_by_name(key: rsa.RSAPrivateKey, backend: str) -> None:
+    with pytest.raises(KeyringFailed, match=backend):
+        KeyStore(backend).write(account(key), key)
+
+
+def test_the_environment_does_not_choose_the_backend(key: rsa.RSAPrivateKey, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.null.Keyring")
+    monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nonexistent")
+
+    with pytest.raises(KeyringAbsent):
+        KeyStore().write(account(key), key)
