@@ -692,6 +692,12 @@ async def test_an_app_removed_from_the_owner_is_no_longer_responsible(broker: Br
     assert await broker.fill(ask()) is None
 
 
+async def test_an_app_that_is_gone_whenever_it_mints_is_not_responsible(broker: Broker, issuer: ScriptedIssuer) -> None:
+    issuer.errors["create_token"] = [NotInstalled("gone")] * 2
+
+    assert await broker.fill(ask()) is None
+
+
 async def test_a_renamed_repository_is_minted_by_id_after_the_422(broker: Broker, issuer: ScriptedIssuer) -> None:
     await filled(broker, ask("two"))
     issuer.moved["acme/old"] = ("acme", 900)

@@ -579,4 +579,4 @@ def test_questions_are_asked_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch)
 def test_no_command_is_missing_from_the_list() -> None:
     modules = {path.stem for path in (ROOT / "src" / "ghapp" / "cli").glob("*.py")}
 
-    assert modules - {"__init__", "output", "daemon_client"} == {name.replace("-", "_") for name in cli._COMMANDS}
+    assert modules - {"__init__", "output", "daemon_client", "key_import"} == {name.replace("-", "_") for name in cli._COMMANDS}

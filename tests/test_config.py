@@ -28,6 +28,9 @@ on_error = "next"
 [network]
 proxy = "http://proxy:3128"
 
+[keyring]
+backend = "keyring.backends.libsecret.Keyring"
+
 [[app]]
 name = "bot"
 host = "GHE.example:8443"
@@ -67,6 +70,8 @@ def write(path: Path, text: str | bytes, mode: int = 0o600) -> Path:
                 idle_timeout=5400.0,
                 key_ttl=0.0,
                 quit_on_error=False,
+                probe=False,
+                keyring_backend="keyring.backends.libsecret.Keyring",
                 apps=(
                     App(
                         name="bot",
@@ -115,7 +120,7 @@ def test_a_missing_file_is_an_empty_configuration(path: Path) -> None:
     [
         ("[daemon", "Expected"),
         (b"\xff", "utf-8"),
-        ("[deamon]", "there is no section 'deamon'; known are app, daemon and network"),
+        ("[deamon]", "there is no section 'deamon'; known are app, daemon, keyring and network"),
         ("daemon = 1", "daemon must be a table"),
         ("[daemon]\ntimeout = 1", "daemon has no key 'timeout'; known are idle_timeout, key_ttl, on_error, probe"),
         ('[daemon]\nidle_timeout = "soon"', 'daemon.idle_timeout must be a duration such as "15m", or 0'),
@@ -128,6 +133,7 @@ def test_a_missing_file_is_an_empty_configuration(path: Path) -> None:
         ('[network]\nproxy = "a\\nb"', "network.proxy must be a line of text"),
         ("[app]\nname = 'x'", "app must be a list of tables: [[app]]"),
         ("app = [1]", "app[0] must be a table"),
+        ("[keyring]\nbackend = 1", "keyring.backend must be a line of text"),
         (MINIMAL.replace('"bot"', '""'), "app[0].name is missing"),
         (MINIMAL.replace('name = "bot"', ""), "app[0].name is missing"),
         (MINIMAL + MINIMAL, "there are two apps of the name bot"),
@@ -413,6 +419,14 @@ def test_writing_follows_a_symlink_and_leaves_nothing_behind(path: Path, tmp_pat
     assert path.is_symlink()
     assert len(load(real).apps) == 2
     assert [entry.name for entry in real.parent.iterdir()] == ["ghapp.toml"]
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640])
+def test_a_file_is_written_with_its_mode_whatever_the_umask(tmp_path: Path, mode: int) -> None:
+    write_atomically(tmp_path / "file", b"x", mode=mode)
+
+    assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+    assert (tmp_path / "file").read_bytes() == b"x"
 
 
 def test_a_write_that_fails_takes_its_temporary_file_with_it(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from ghapp.credential import (
     read_query,
 )
 from ghapp.errors import UsageError
-from ghapp.wire import parse_request
+from ghapp.wire import Request, parse_request
 
 
 START = b"action=get\ntimeout=0\n"
@@ -87,6 +87,13 @@ def test_a_configured_host_is_ours_in_any_case_and_with_its_port(host: str, norm
 )
 def test_any_other_host_is_foreign(host: str) -> None:
     assert ours(host) is None
+
+
+def test_a_letter_that_only_looks_ascii_in_lower_case_is_foreign() -> None:
+    kelvin = Request("get", {"protocol": "https", "host": "\u212a.example", "path": "o/r"}, {})
+
+    assert kelvin.attributes["host"].lower() == "k.example"
+    assert read_query(kelvin, {"k.example"}) is None
 
 
 @pytest.mark.parametrize("protocol", ["", "http", "HTTPS", "https ", "ssh", "git", "https:"])

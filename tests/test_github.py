@@ -731,12 +731,16 @@ async def test_times_rejected_without_a_date_cannot_be_corrected(world: World, d
     assert (type(error), len(world.seen())) == (ClockRejected, 1)
 
 
-async def test_a_date_is_always_greenwich_time(world: World) -> None:
+async def test_a_date_is_always_greenwich_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
     github = GitHub("https://api.github.com", world.network, world.clock)
 
     assert github._read_clock("Thu, 01 Jan 2026 00:00:00 -0000") == 1767225600.0
     assert github._read_clock("Thu, 01 Jan 2026 00:00:00 GMT") == 1767225600.0
     assert github._read_clock("") is None
+    monkeypatch.undo()
+    time.tzset()
 
 
 # -- answers that cannot be used -----------------------------------------------------------------------------------

@@ -8,9 +8,12 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from fakes import make_app
 from standin import keys
 
+from ghapp.broker import Signer
 from ghapp.errors import ConfigError, KeyUnavailable
+from ghapp.keystore import KeyStore
 from ghapp.private_key import MAX_PEM, fingerprint
 from ghapp.signers import open_signer
 from ghapp.signers.file import FileSigner, read_key_file
@@ -32,8 +35,12 @@ def write(path: Path, data: bytes, mode: int = 0o600) -> Path:
     return path
 
 
+def opened(reference: str) -> Signer:
+    return open_signer(reference, make_app(), KeyStore())
+
+
 def test_a_file_signs_as_github_wants_it(path: Path, key: rsa.RSAPrivateKey) -> None:
-    signer = open_signer(f"file:{path}")
+    signer = open_signer(f"file:{path}", make_app(), KeyStore())
 
     signature = signer.sign(b"header.claims")
 
@@ -49,19 +56,21 @@ def test_a_file_signs_as_github_wants_it(path: Path, key: rsa.RSAPrivateKey) -> 
     [
         ("file:key.pem", "the signer file:key.pem is not an absolute path"),
         ("file:", "the signer file: is not an absolute path"),
+        ("keyring:", "the signer keyring: names no fingerprint"),
+        ("keyring:MD5:x", "the signer keyring:MD5:x names no fingerprint"),
         ("vault:key", "there is no signer of the kind vault"),
         ("", "there is no signer of the kind "),
     ],
 )
 def test_a_reference_that_means_nothing_is_refused(reference: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        open_signer(reference)
+        open_signer(reference, make_app(), KeyStore())
 
     assert caught.value.message == message
 
 
 def test_nothing_is_read_before_it_is_needed(tmp_path: Path) -> None:
-    signer = open_signer(f"file:{tmp_path}/absent.pem")
+    signer = open_signer(f"file:{tmp_path}/absent.pem", make_app(), KeyStore())
     signer.forget()
 
     with pytest.raises(KeyUnavailable) as caught:
@@ -130,14 +139,17 @@ def test_forgetting_while_others_sign_disturbs_nobody(path: Path) -> None:
     assert failures == []
 
 
-class ForgetfulPath(FileSigner):
-    """Forgets at the worst moment: between the look at the key and its use."""
+class ForgetfulSigner(FileSigner):
+    """Forgets at the worst moment: when somebody has just looked at the key."""
 
+    forgetful = False
     _hidden: rsa.RSAPrivateKey | None = None
 
     @property
     def _key(self) -> rsa.RSAPrivateKey | None:
-        value, self._hidden = self._hidden, None
+        value = self._hidden
+        if self.forgetful:
+            self._hidden = None
         return value
 
     @_key.setter
@@ -146,9 +158,12 @@ class ForgetfulPath(FileSigner):
 
 
 def test_forgetting_between_the_look_and_the_use_disturbs_nobody(path: Path) -> None:
-    signer = ForgetfulPath(str(path))
+    signer = ForgetfulSigner(str(path))
+    signature = signer.sign(b"x")
+    signer.forgetful = True
 
-    assert signer.sign(b"x") == signer.sign(b"x") == signer.sign(b"x")
+    assert signer.sign(b"x") == signature
+    assert signer.sign(b"x") == signature
 
 
 # -- who may read the file -----------------------------------------------------------------------------------------
@@ -243,3 +258,18 @@ def test_a_key_in_no_form_is_not_repeated(tmp_path: Path) -> None:
         FileSigner(str(path)).fingerprint()
 
     assert "TWFya2Vy" not in repr(caught.value) + str(caught.value) + caught.value.hint
+
+
+def test_no_descriptor_is_left_open(tmp_path: Path, path: Path) -> None:
+    def lowest() -> int:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.close(descriptor)
+        return descriptor
+
+    before = lowest()
+    read_key_file(str(path))
+    for refused in (tmp_path, write(tmp_path / "large", b"x" * (MAX_PEM + 1))):
+        with pytest.raises(KeyUnavailable):
+            read_key_file(str(refused))
+
+    assert lowest() == before

@@ -31,6 +31,7 @@ _API = re.compile(r"https://[A-Za-z0-9.-]+(?::[0-9]{1,5})?(?:/[A-Za-z0-9._/-]*)?
 _APP_KEYS = frozenset({"name", "host", "api_url", "client_id", "app_id", "keys", "owners", "scope", "permissions"})
 _IDENTITY = frozenset({"host", "api_url", "client_id", "app_id", "keys"})
 _DAEMON_KEYS = frozenset({"idle_timeout", "key_ttl", "probe", "on_error"})
+_KEYRING_KEYS = frozenset({"backend"})
 _NETWORK_KEYS = frozenset({"proxy", "no_proxy", "ca_file", "ca_directory"})
 
 
@@ -45,6 +46,8 @@ class Config:
     quit_on_error: bool = True
     probe: bool = True
     """Whether a new token is tried on the git server before it is handed out."""
+    keyring_backend: str = ""
+    """``module.Class`` of the keyring package; empty for the platform's own."""
     apps: tuple[App, ...] = ()
     network: Mapping[str, str] = field(default_factory=dict, repr=False)
 
@@ -172,11 +175,12 @@ class _Table:
 
 
 def _config(entries: dict[str, Any]) -> Config:
-    unknown = sorted(entries.keys() - {"daemon", "network", "app"})
+    unknown = sorted(entries.keys() - {"app", "daemon", "keyring", "network"})
     if unknown:
-        raise ValueError(f"there is no section {unknown[0]!r}; known are app, daemon and network")
+        raise ValueError(f"there is no section {unknown[0]!r}; known are app, daemon, keyring and network")
     daemon = _Table("daemon", entries.get("daemon", {}), _DAEMON_KEYS)
     network = _Table("network", entries.get("network", {}), _NETWORK_KEYS)
+    keyring = _Table("keyring", entries.get("keyring", {}), _KEYRING_KEYS)
     apps = entries.get("app", [])
     if not isinstance(apps, list):
         raise ValueError("app must be a list of tables: [[app]]")  # noqa: TRY004  # as above
@@ -190,6 +194,7 @@ def _config(entries: dict[str, Any]) -> Config:
         key_ttl=daemon.duration("key_ttl", KEY_TTL),
         quit_on_error=daemon.text("on_error", "quit", among=frozenset({"quit", "next"})) == "quit",
         probe=daemon.flag("probe", default=True),
+        keyring_backend=keyring.text("backend"),
         apps=found,
         network={key: network.text(key) for key in _NETWORK_KEYS},
     )

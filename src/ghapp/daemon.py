@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("ghapp.daemon")  # by name: run as a module, ours is __main__
 
 GRACE = 2.0  # seconds for requests in flight when we are told to end
-RIM = ("ghapp.git_edge", "ghapp.github", "ghapp.network", "ghapp.signers")
+RIM = ("ghapp.git_edge", "ghapp.github", "ghapp.keystore", "ghapp.network", "ghapp.signers")
 SIGNING_THREADS = 4  # a signer that hangs must not take the threads that name resolution needs
 
 
@@ -221,7 +221,7 @@ class Daemon:
         github_module, signers = self._rim["ghapp.github"], self._rim["ghapp.signers"]
         issuer: AppClient = github_module.AppClient(
             app,
-            signers.open_signer(app.keys[0]),
+            signers.open_signer(app.keys[0], app, self._rim["ghapp.keystore"].KeyStore(self._config.keyring_backend)),
             self._github(app.api),
             self._threads,
             edge=self._edge(app.host),

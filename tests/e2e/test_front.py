@@ -39,9 +39,10 @@ def trace(machine: Machine, calls: str, *command: str | Path, request: str = REQ
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed")
     record = machine.work / "trace"
-    done = machine.run("strace", "-f", "-s", "65536", "-e", f"trace={calls}", "-o", record, *command, input=request)
+    # A file for each process (-ff): in a common one, calls are cut in two by those of others.
+    done = machine.run("strace", "-ff", "-s", "65536", "-e", f"trace={calls}", "-o", record, *command, input=request)
     assert done.returncode == 0
-    return record.read_text(errors="replace")
+    return "".join(file.read_text(errors="replace") for file in machine.work.glob("trace.*"))
 
 
 def programs(record: str) -> list[str]:

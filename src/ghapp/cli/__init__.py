@@ -21,6 +21,7 @@ _COMMANDS = {
     "setup-git": "ghapp.cli.setup_git:setup_git",
     "status": "ghapp.cli.status:status",
     "token": "ghapp.cli.token:token",
+    "unlock": "ghapp.cli.unlock:unlock",
 }
 
 

@@ -1,6 +1,6 @@
 """``ghapp app``."""
 
-import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +8,12 @@ import click
 
 from ghapp import config
 from ghapp.cli.daemon_client import call, call_if_running
+from ghapp.cli.key_import import Stored, forget_keyring_keys, settle_in_keyring, store_in_file, store_in_keyring
 from ghapp.cli.output import confirm, hint, json_option, print_json, print_table, say
 from ghapp.credential import normal_host
-from ghapp.errors import ConfigError, KeyUnavailable, UsageError
+from ghapp.errors import ConfigError
+from ghapp.keystore import KeyStore
+from ghapp.routing import App
 
 
 @click.group()
@@ -28,7 +31,7 @@ def app() -> None:
 @click.option("--client-id", default="", metavar="ID", help="The app's client ID (preferred by GitHub).")
 @click.option("--app-id", type=click.IntRange(min=1), metavar="N", help="The app's numeric ID.")
 @click.option("--key", metavar="FILE", help="The private key that GitHub let you download; - reads stdin.")
-@click.option("--signer", metavar="S", help="Where the key is to be: file:PATH.")
+@click.option("--signer", metavar="S", help="Where the key is to be: keyring (default) or file:PATH.")
 @click.option("--host", default=config.GITHUB, show_default=True, help="github.com, SUB.ghe.com or your server.")
 @click.option("--api-url", default="", metavar="URL", help="The API's base, where it is not the usual one.")
 @click.option("--no-verify", is_flag=True, help="Do not ask GitHub whether ID and key fit.")
@@ -49,53 +52,85 @@ def add(
 ) -> None:
     r"""Register an app and its key, and check both with GitHub.
 
-    NAME defaults to the app's slug. With --signer file:PATH alone the key stays
-    where it lies; with --key FILE it is written there, readable by you alone.
+    The key goes into the keyring of your desktop session. On a machine without
+    one, --signer file:PATH writes it to PATH, readable by you alone; without
+    --key the file at PATH stays as it lies. NAME defaults to the app's slug.
 
     \b
     Examples:
-      ghapp app add --app-id 4242 --signer file:$HOME/acme-bot.pem
-      ghapp app add --client-id Iv23li... --key acme-bot.pem \
-          --signer file:$HOME/.config/ghapp/acme-bot.pem --delete-key-file
+      ghapp app add --app-id 4242 --key acme-bot.pem --delete-key-file
+      ghapp app add --app-id 4242 --signer file:/run/secrets/acme-bot.pem
     """
     if bool(client_id) == (app_id is not None):
         raise click.UsageError("give --client-id or --app-id, one of them")
     if delete_key_file and key in {None, "-"}:
         raise click.UsageError("--delete-key-file goes with --key FILE")
-    reference = _signer(signer)
+    reference = _signer(signer, key)
     if delete_key_file and key is not None and _is_same(key, reference.removeprefix("file:")):
         raise click.UsageError("--delete-key-file would delete the key itself: --signer names the same file")
     host = normal_host(host)
     url = (api_url or config.api_url(host)).rstrip("/")
-    written = None if key is None else _store_key(key, Path(reference.removeprefix("file:")))
-    try:
-        found = _verify(host, url, reference, client_id, app_id) if not no_verify else {}
-        name = name or str(found.get("slug") or f"app-{client_id or app_id}")
-        entries = config.app_table(
-            name=name,
-            host=host,
-            url=url,
-            client_id=client_id or str(found.get("client_id", "")),
-            app_id=app_id or found.get("app_id"),
-            key=reference,
-        )
-        config.put_app(config.config_file(), entries)
-    except BaseException:
-        if written is not None:
-            written.unlink(missing_ok=True)
-        raise
-    call_if_running("reload")
+    given = App("app", host, url, client_id or str(app_id), (reference,), client_id=client_id, app_id=app_id)
+    found, known = _register(given, name, key, verify=not no_verify)
     if delete_key_file and key is not None:
         Path(key).unlink()
-    _report(name, reference, found, as_json=as_json)
+    _report(known.name, known.keys[0], found, as_json=as_json)
 
 
-def _signer(given: str | None) -> str:
-    if given is None:
-        raise click.UsageError("say where the key is to be: --signer file:/path/to/key.pem")
-    kind, _, path = given.partition(":")
+def _register(given: App, name: str | None, key: str | None, *, verify: bool) -> tuple[dict[str, Any], App]:
+    """Store the key, ask GitHub, switch the configuration, and only then let go of what was there before."""
+    before = config.load(config.config_file())
+    store = KeyStore(before.keyring_backend)
+    stored, settled = _put_key(key, given, store), None
+    try:
+        found = _verify(replace(given, keys=(stored.reference,))) if verify else {}
+        known = replace(
+            given,
+            name=name or str(found.get("slug") or f"app-{given.issuer}"),
+            keys=(stored.reference,),
+            client_id=given.client_id or str(found.get("client_id", "")),
+            app_id=given.app_id or found.get("app_id"),
+        )
+        if key is not None and stored.reference.startswith("keyring:"):
+            settled = settle_in_keyring(given, known, store)
+        _write(known)
+    except BaseException:
+        for copy in (settled, stored):
+            if copy is not None:
+                copy.take_back()
+        raise
+    if settled is not None:
+        stored.take_back()
+    for old in before.apps:
+        if old.name == known.name:
+            forget_keyring_keys(old, store, but=known.keys)
+    call_if_running("reload")
+    return found, known
+
+
+def _write(known: App) -> None:
+    entries = config.app_table(
+        name=known.name,
+        host=known.host,
+        url=known.api,
+        client_id=known.client_id,
+        app_id=known.app_id,
+        key=known.keys[0],
+    )
+    config.put_app(config.config_file(), entries)
+
+
+def _signer(given: str | None, key: str | None) -> str:
+    """Return the reference that was asked for; plain ``keyring`` where the key decides its name."""
+    if given in {None, "keyring"}:
+        if key is None:
+            raise click.UsageError("give the app's key: --key FILE, or --signer file:PATH where one lies")
+        return "keyring"
+    kind, _, path = str(given).partition(":")
+    if kind == "keyring" and path.startswith("SHA256:") and key is None:
+        return str(given)
     if kind != "file" or not path:
-        raise click.UsageError(f"there is no signer {given!r}; this version knows file:PATH")
+        raise click.UsageError(f"there is no signer {given!r}; this version knows keyring and file:PATH")
     return f"file:{Path(path).expanduser().absolute()}"
 
 
@@ -106,32 +141,19 @@ def _is_same(one: str, other: str) -> bool:
         return False
 
 
-def _store_key(source: str, target: Path) -> Path | None:
-    """Write the key from `source` to `target`, for us alone; return the path if it was not there before."""
-    from ghapp.private_key import MAX_PEM, load_key  # noqa: PLC0415  # cryptography, which no other command needs
-
-    if source == "-":
-        pem = sys.stdin.buffer.read(MAX_PEM + 1)
-    else:
-        try:
-            with Path(source).open("rb") as file:
-                pem = file.read(MAX_PEM + 1)
-        except OSError as error:
-            raise KeyUnavailable(f"cannot read {source}: {error.strerror}", hint="give the downloaded .pem") from None
-    load_key(pem, source="stdin" if source == "-" else source)
-    if target.exists():
-        if target.read_bytes() == pem:
-            return None
-        raise UsageError(f"{target} exists and holds something else", hint="give another path")
-    try:
-        config.write_atomically(target, pem, mode=0o600)
-    except OSError as error:
-        raise KeyUnavailable(f"cannot write {target}: {error.strerror}") from None
-    return target
+def _put_key(key: str | None, app: App, store: KeyStore) -> Stored:
+    (reference,) = app.keys
+    if key is None:
+        return Stored(reference, lambda: None)
+    if reference == "keyring":
+        return store_in_keyring(key, app, store)
+    return store_in_file(key, Path(reference.removeprefix("file:")))
 
 
-def _verify(host: str, url: str, signer: str, client_id: str, app_id: int | None) -> dict[str, Any]:
-    found: dict[str, Any] = call("verify_app", host=host, api=url, signer=signer, client_id=client_id, app_id=app_id)
+def _verify(app: App) -> dict[str, Any]:
+    found: dict[str, Any] = call(
+        "verify_app", host=app.host, api=app.api, signer=app.keys[0], client_id=app.client_id, app_id=app.app_id
+    )
     return found
 
 
@@ -189,7 +211,7 @@ def show(*, name: str, as_json: bool) -> None:
       ghapp app show acme-bot
     """
     entry = _find(name)
-    found = _verify(entry.host, entry.api, entry.keys[0], entry.client_id, entry.app_id)
+    found = _verify(entry)
     if as_json:
         print_json(_entries(entry) | found | {"name": entry.name})  # GitHub's name for it may be another
         return
@@ -200,7 +222,7 @@ def show(*, name: str, as_json: bool) -> None:
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def remove(*, name: str, yes: bool) -> None:
-    r"""Forget an app; a key in a file stays where it is.
+    r"""Forget an app, and its key in the keyring; a key in a file stays there.
 
     \b
     Example:
@@ -208,20 +230,23 @@ def remove(*, name: str, yes: bool) -> None:
     """
     entry = _find(name)
     confirm(f"forget {name}?", yes=yes)
+    before = config.load(config.config_file())
     config.remove_app(config.config_file(), name)
     call_if_running("reload")
-    say(f"{name} is forgotten; its key stays in {entry.keys[0].removeprefix('file:')}")
+    forget_keyring_keys(entry, KeyStore(before.keyring_backend))
+    kept = [key.removeprefix("file:") for key in entry.keys if key.startswith("file:")]
+    say(f"{name} is forgotten" + (f"; its key stays in {', '.join(kept)}" if kept else ", and its key"))
     hint("ghapp setup-git brings git's configuration up to date")
 
 
-def _find(name: str) -> Any:
+def _find(name: str) -> App:
     for entry in config.load(config.config_file()).apps:
         if entry.name == name:
             return entry
     raise ConfigError(f"there is no app {name}", hint="ghapp app list")
 
 
-def _entries(entry: Any) -> dict[str, object]:
+def _entries(entry: App) -> dict[str, object]:
     return {
         "name": entry.name,
         "host": entry.host,

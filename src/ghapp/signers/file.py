@@ -2,50 +2,17 @@
 
 import os
 import stat
-import threading
-
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
-from jwt.algorithms import RSAAlgorithm
 
 from ghapp.errors import KeyUnavailable
-from ghapp.private_key import MAX_PEM, fingerprint, load_key
+from ghapp.private_key import MAX_PEM, load_key
+from ghapp.signers.local import LocalSigner
 
 
-_RS256 = RSAAlgorithm(RSAAlgorithm.SHA256)
-
-
-class FileSigner:
-    """Signs with the key in a file, which is read when it is needed and judged each time it is read."""
+class FileSigner(LocalSigner):
+    """Signs with the key in a file, which is judged each time it is read."""
 
     def __init__(self, path: str) -> None:
-        self._path = path
-        self._key: RSAPrivateKey | None = None
-        self._fingerprint = ""
-        self._lock = threading.Lock()
-
-    def fingerprint(self) -> str:
-        """Return the fingerprint, also after the key itself was dropped from memory."""
-        return self._fingerprint or fingerprint(self._load())
-
-    def sign(self, message: bytes) -> bytes:
-        """Return the RS256 signature."""
-        return _RS256.sign(message, self._load())
-
-    def forget(self) -> None:
-        """Drop the key."""
-        self._key = None
-
-    def _load(self) -> RSAPrivateKey:
-        with self._lock:
-            key = self._key  # once: forget() takes no lock, it must not wait for a slow disk
-            if key is None:
-                key = load_key(read_key_file(self._path), source=self._path)
-                name = fingerprint(key)
-                if self._fingerprint not in {"", name}:
-                    # Leases and the answer of GET /app belong to the key that was there first.
-                    raise KeyUnavailable(f"{self._path} holds another key than before", hint="ghapp daemon restart")
-                self._key, self._fingerprint = key, name
-            return key
+        super().__init__(lambda: load_key(read_key_file(path), source=path), path)
 
 
 def read_key_file(path: str) -> bytes:

@@ -1,0 +1,90 @@
+"""Putting a downloaded key where it is to be, so that at every moment the old key or the new one works.
+
+A key is written under a name of its own and read back; the configuration switches; only then the old one goes.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ghapp import config
+from ghapp.errors import KeyMissing, KeyUnavailable, UsageError
+from ghapp.keystore import KeyStore
+from ghapp.private_key import MAX_PEM, fingerprint, load_key
+from ghapp.routing import App
+from ghapp.signers.keyring import accounts
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A key in its place, not yet in use."""
+
+    reference: str
+    take_back: Callable[[], None]
+    """Undo the storing, where it was we who stored."""
+
+
+def read_pem(source: str) -> bytes:
+    """Return what `source` holds, stdin for ``-``. Raises `KeyUnavailable`."""
+    if source == "-":
+        return sys.stdin.buffer.read(MAX_PEM + 1)
+    try:
+        with Path(source).open("rb") as file:
+            return file.read(MAX_PEM + 1)
+    except OSError as error:
+        raise KeyUnavailable(f"cannot read {source}: {error.strerror}", hint="give the downloaded .pem") from None
+
+
+def store_in_file(source: str, target: Path) -> Stored:
+    """Write the key from `source` to `target`, for us alone."""
+    pem = read_pem(source)
+    load_key(pem, source="stdin" if source == "-" else source)
+    reference = f"file:{target}"
+    if target.exists():
+        if target.read_bytes() == pem:
+            return Stored(reference, lambda: None)
+        raise UsageError(f"{target} exists and holds something else", hint="give another path")
+    try:
+        config.write_atomically(target, pem, mode=0o600)
+    except OSError as error:
+        raise KeyUnavailable(f"cannot write {target}: {error.strerror}") from None
+    return Stored(reference, lambda: target.unlink(missing_ok=True))
+
+
+def store_in_keyring(source: str, app: App, store: KeyStore) -> Stored:
+    """Put the key from `source` into the keyring, where the keyring may ask a person to unlock it."""
+    key = load_key(read_pem(source), source="stdin" if source == "-" else source)
+    name = fingerprint(key)
+    account, *_ = accounts(app, name)
+    was_there = _holds(store, account)
+    if not was_there:
+        store.write(account, key)
+    return Stored(f"keyring:{name}", lambda: None if was_there else store.delete(account))
+
+
+def settle_in_keyring(before: App, after: App, store: KeyStore) -> Stored | None:
+    """Store a second copy under the app's number, now that GitHub has told it; None if the first is there already."""
+    name = after.keys[0].removeprefix("keyring:")
+    old, *_ = accounts(before, name)
+    new, *_ = accounts(after, name)
+    if old == new:
+        return None
+    store.write(new, store.read(old, interactive=True))
+    return Stored(after.keys[0], lambda: store.delete(new))
+
+
+def forget_keyring_keys(app: App, store: KeyStore, *, but: tuple[str, ...] = ()) -> None:
+    """Remove the keys of `app` from the keyring, except those that are still named."""
+    for reference in set(app.keys) - set(but):
+        if reference.startswith("keyring:"):
+            for account in accounts(app, reference.removeprefix("keyring:")):
+                store.delete(account)
+
+
+def _holds(store: KeyStore, account: str) -> bool:
+    try:
+        store.read(account, interactive=True)
+    except KeyMissing:
+        return False
+    return True

@@ -1,0 +1,31 @@
+"""``ghapp unlock``."""
+
+import click
+
+from ghapp import config
+from ghapp.cli.daemon_client import call_if_running
+from ghapp.cli.output import say
+from ghapp.keystore import KeyStore
+from ghapp.signers.keyring import read_from
+
+
+@click.command()
+def unlock() -> None:
+    r"""Load each key now, so that the keyring can ask you for its password.
+
+    git never makes the keyring ask: nobody may be there to answer.
+
+    \b
+    Example:
+      ghapp unlock
+    """
+    found = config.load(config.config_file())
+    store = KeyStore(found.keyring_backend)
+    loaded = 0
+    for app in found.apps:
+        for reference in app.keys:
+            if reference.startswith("keyring:"):
+                read_from(store, app, reference.removeprefix("keyring:"), interactive=True)
+                loaded += 1
+    call_if_running("reload")
+    say(f"{loaded} keys can be read" if loaded else "no key is in a keyring")
