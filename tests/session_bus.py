@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,6 +67,22 @@ class Session:
                 return
             self.bus.poll()
         raise AssertionError("the keyring daemon did not take its name")
+
+    def kill_keyrings(self) -> None:
+        """End the keyring daemons that were started here, as a crash would."""
+        for process in self._processes:
+            process.kill()
+            process.wait()
+
+    def usernames(self) -> list[str]:
+        """Return the usernames under which the open keyring holds something for ghapp."""
+        code = (
+            "import secretstorage; bus = secretstorage.dbus_init();"
+            "print(*(i.get_attributes()['username']"
+            " for i in secretstorage.search_items(bus, {'service': 'ghapp'})), sep='\\n')"
+        )
+        done = subprocess.run([sys.executable, "-c", code], env=self.env, capture_output=True, text=True, check=True)
+        return done.stdout.split()
 
     def end(self) -> None:
         """End what was started here, the bus last: others that D-Bus activated end with it."""

@@ -1,0 +1,172 @@
+"""The key in a real keyring: nothing of it anywhere else, and git told what is wrong when the keyring is."""
+
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from e2e.conftest import PERMISSIONS, Machine
+from session_bus import PASSWORD, Session, session
+from standin.model import App
+
+from ghapp import config
+
+
+WINDOW = 16  # bytes: shorter runs of a key occur by chance
+
+
+@pytest.fixture
+def desktop(machine: Machine, tmp_path: Path) -> Iterator[Session]:
+    """A session with an unlocked keyring, and the machine in it."""
+    with session(tmp_path / "desktop") as found:
+        machine.env["DBUS_SESSION_BUS_ADDRESS"] = found.address
+        found.start_keyring(PASSWORD)
+        yield found
+
+
+@pytest.fixture
+def app(machine: Machine) -> App:
+    app = machine.github.add_app("acme-bot", PERMISSIONS)
+    machine.github.install(app, "acme", repositories=["rocket"])
+    machine.github.add_repository("acme/rocket", files={"README.md": "# Rocket\n"})
+    return app
+
+
+def add(machine: Machine, app: App) -> None:
+    machine.ghapp("app", "add", "--app-id", str(app.id), "--key", "-", input=app.private_key_pem.decode())
+
+
+def needles(pem: bytes, tokens: list[str]) -> set[bytes]:
+    """Return every form in which a part of the key or of a token could have been written."""
+    key = load_pem_private_key(pem, None)
+    assert isinstance(key, RSAPrivateKey)
+    numbers = key.private_numbers()
+    secrets = [number.to_bytes((number.bit_length() + 7) // 8, "big") for number in (numbers.p, numbers.q, numbers.d)]
+    # The first half of a token is public: the app's number and the header of its JWT.
+    secrets += [token[len(token) // 2 :].encode() for token in tokens]
+    found = set()
+    for secret in secrets:
+        for start in range(0, len(secret) - WINDOW, WINDOW // 2):
+            part = secret[start : start + WINDOW]
+            found |= {part, part.hex().encode()}
+            for shift in range(3):  # base64 looks different at each of three offsets
+                for encode in (base64.b64encode, base64.urlsafe_b64encode):
+                    found.add(encode(secret[start + shift : start + shift + 15])[:-1])
+    return {needle for needle in found if len(needle) >= 12}
+
+
+def places(machine: Machine, *trees: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield every file below `trees`, and argv and environ of every process that belongs to the machine."""
+    for tree in trees:
+        for path in tree.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                yield str(path), path.read_bytes()
+    marker = str(machine.home).encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        for name in ("cmdline", "environ"):
+            try:
+                content = (process / name).read_bytes()
+            except OSError:
+                continue
+            if marker in content:
+                yield f"{process}/{name}", content
+
+
+def test_after_an_import_the_key_and_the_tokens_are_in_no_file_and_no_process_but_the_keyring(
+    machine: Machine, desktop: Session, app: App
+) -> None:
+    add(machine, app)
+    machine.ghapp("setup-git")
+
+    machine.git("clone", "https://github.com/acme/rocket.git")
+
+    hunted = needles(app.private_key_pem, [mint.token for mint in machine.github.mints])
+    searched = 0
+    for name, content in places(machine, machine.home, machine.runtime, machine.work, desktop.home):
+        searched += 1
+        assert not any(needle in content for needle in hunted), name
+    assert searched > 10
+    assert 'keys = ["keyring:SHA256:' in (machine.home / ".config/ghapp/config.toml").read_text()
+
+
+def test_the_hunt_finds_what_is_there(machine: Machine, app: App) -> None:
+    """A hunt that cannot find anything proves nothing."""
+    (machine.work / "leak").write_bytes(app.private_key_pem)
+
+    hunted = needles(app.private_key_pem, [])
+
+    joined = (machine.work / "leak").read_bytes().replace(b"\n", b"")
+    assert any(needle in joined for needle in hunted)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ("locked", "ghapp: error: the keyring is locked (E31)"),
+        ("locked, with a display", "ghapp: error: the keyring is locked (E31)"),
+        ("daemon killed", "ghapp: error: the keyring is locked (E31)"),
+        ("no bus", "ghapp: error: no keyring service runs on this session (E33)"),
+        ("key removed", "ghapp: error: the key is not in the keyring (E35)"),
+    ],
+)
+def test_git_ends_within_six_seconds_and_says_what_is_wrong_with_the_keyring(
+    machine: Machine, desktop: Session, app: App, *, state: str, message: str
+) -> None:
+    add(machine, app)
+    machine.ghapp("setup-git")
+    machine.ghapp("daemon", "stop")
+    if state == "no bus":
+        machine.env["DBUS_SESSION_BUS_ADDRESS"] = "unix:path=/nonexistent"
+    elif state == "key removed":
+        remove_from_the_keyring(machine)
+    else:
+        desktop.kill_keyrings()
+        if state != "daemon killed":
+            desktop.start_keyring(None)
+    if state.endswith("display"):
+        machine.env["DISPLAY"] = ":99"
+
+    done = machine.git("ls-remote", "https://github.com/acme/rocket.git", check=False, timeout=6)
+
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "ghapp: hint: " in done.stderr
+    assert "told us to quit" in done.stderr  # and nobody is asked for a password
+
+
+def remove_from_the_keyring(machine: Machine) -> None:
+    code = "import keyring.backends.SecretService as s, sys;s.Keyring().delete_password('ghapp', sys.argv[1])"
+    (entry,) = config.load(machine.home / ".config/ghapp/config.toml").apps
+    account = f"github.com/{entry.app_id}/{entry.keys[0].removeprefix('keyring:')}"
+    machine.run("python", "-c", code, account, env={"PATH": machine.env["PATH"]})
+
+
+def test_importing_another_key_under_the_same_name_replaces_the_old_one_in_the_keyring(
+    machine: Machine, desktop: Session, app: App
+) -> None:
+    add(machine, app)
+    first = (machine.home / ".config/ghapp/config.toml").read_text()
+    second_pem = app.add_key()
+
+    machine.ghapp("app", "add", "--app-id", str(app.id), "--key", "-", input=second_pem.decode())
+
+    assert (machine.home / ".config/ghapp/config.toml").read_text() != first
+    assert len(desktop.usernames()) == 1
+    machine.ghapp("setup-git")
+    machine.git("ls-remote", "https://github.com/acme/rocket.git")
+
+
+def test_a_key_that_github_does_not_accept_is_not_left_in_the_keyring(
+    machine: Machine, desktop: Session, app: App
+) -> None:
+    other = machine.github.add_app("other-bot", PERMISSIONS)
+    wrong = other.add_key()
+
+    done = machine.ghapp("app", "add", "--app-id", str(app.id), "--key", "-", input=wrong.decode(), check=False)
+
+    assert done.returncode == 1
+    assert "(E22)" in done.stderr
+    assert not (machine.home / ".config/ghapp/config.toml").exists()
+    assert desktop.usernames() == []
