@@ -7,7 +7,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from importlib.metadata import version
@@ -121,9 +121,10 @@ class World:
         clock: FakeClock | SystemClock | None = None,
         signer: Signer | None = None,
         call_budget: float = 12.0,
+        pauses: Sequence[float] = (),
     ) -> AsyncIterator[AppClient]:
         app = app or self.configured()
-        github = GitHub(app.api, network or self.network, clock or self.clock, call_budget=call_budget)
+        github = GitHub(app.api, network or self.network, clock or self.clock, call_budget=call_budget, pauses=pauses)
         with ThreadPoolExecutor(2) as threads:
             try:
                 yield AppClient(app, signer or MemorySigner(self.app.private_keys[0]), github, threads)
@@ -618,6 +619,49 @@ async def test_what_the_account_did_is_told_apart(
     prepare(world)
 
     assert type(await failure(world, mint(world))) is kind
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"status": 500},
+        {"status": 502, "body": "<html>Unicorn!"},
+        {"status": 503},
+        {"cut": True},
+        {"status": 201, "headers": {"content-type": "application/json"}, "body": '{"token": "gh'},
+    ],
+)
+@pytest.mark.parametrize(("times", "calls"), [(1, 2), (2, 3)])
+async def test_what_passes_by_itself_is_tried_again(
+    world: World, fault: dict[str, Any], *, times: int, calls: int
+) -> None:
+    world.github.faults.add("/access_tokens", times=times, **fault)
+
+    async with world.client(pauses=(0.0, 0.0)) as client:
+        issued = await client.create_token(world.scope())
+
+    assert issued.token
+    assert len(world.seen()) == calls
+
+
+@pytest.mark.parametrize(
+    ("fault", "calls"),
+    [
+        ({"status": 502}, 3),
+        ({"cut": True}, 3),
+        ({"status": 501}, 1),
+        (refusal("Not Found", 404), 1),
+        ({"status": 401}, 1),
+    ],
+)
+async def test_trying_again_ends_and_refusals_are_final(world: World, fault: dict[str, Any], *, calls: int) -> None:
+    world.github.faults.add("/access_tokens", times=None, **fault)
+
+    async with world.client(pauses=(0.0, 0.0)) as client:
+        with pytest.raises(GhappError):
+            await client.create_token(world.scope())
+
+    assert len(world.seen()) == calls
 
 
 @pytest.mark.parametrize("status", [404, 200, 301])

@@ -6,6 +6,7 @@ Statuses and messages are those of GitHub's documentation and of recorded answer
 
 import asyncio
 import json
+import random
 import re
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -49,6 +50,7 @@ from ghapp.wire import printable
 Result = TypeVar("Result")
 
 API_VERSION = "2022-11-28"  # the one that every supported GitHub Enterprise Server knows
+PAUSES = (0.3, 1.0)  # seconds before another try
 CALL_BUDGET = 12.0  # seconds, name resolution and body included; httpx alone limits only each read
 MAX_BODY = 4 * 1024 * 1024  # 500 repositories of 6 KB, the most that one mint can return
 MAX_REDIRECTS = 3
@@ -79,6 +81,14 @@ class Answer:
     """The server's clock when it answered, in Unix time."""
 
     @property
+    def may_pass(self) -> bool:
+        """Tell whether the same request may succeed in a second: GitHub is failing, or its answer was cut short."""
+        if self.status >= httpx.codes.INTERNAL_SERVER_ERROR:
+            return self.status != httpx.codes.NOT_IMPLEMENTED and "retry-after" not in self.headers
+        is_json = "json" in self.headers.get("content-type", "")
+        return self.body is None and is_json and httpx.codes.is_success(self.status)
+
+    @property
     def is_redirect(self) -> bool:
         """Tell whether the answer points elsewhere; its body says nothing then."""
         return httpx.codes.is_redirect(self.status)
@@ -93,12 +103,21 @@ class Answer:
 class GitHub:
     """One API base: its connections, and what we know of its clock."""
 
-    def __init__(self, api: str, network: Network, clock: Clock, *, call_budget: float = CALL_BUDGET) -> None:
+    def __init__(
+        self,
+        api: str,
+        network: Network,
+        clock: Clock,
+        *,
+        call_budget: float = CALL_BUDGET,
+        pauses: Sequence[float] = PAUSES,
+    ) -> None:
         self._api = api
         self._host = urlsplit(api).hostname or ""
         self._network = network
         self._clock = clock
         self._call_budget = call_budget
+        self._pauses = pauses
         self._client: httpx.AsyncClient | None = None
         self._server_minus_boot: float | None = None
 
@@ -121,22 +140,34 @@ class GitHub:
     async def request(self, method: str, url: str, bearer: str, body: object = None) -> Answer:
         """Send one request and read its answer; `url` is absolute or below the API's base.
 
-        Raises the network's errors only: every status is an answer.
+        What may pass (the network, a 5xx, an answer cut short) is tried again a few times: this is the only layer
+        that does, and minting twice is harmless. Raises the network's errors only: every status is an answer.
         """
-        if self._client is None:  # not before: a CA file that is gone is an answer to whoever asks
-            self._client = http_client(self._network, self._host)
         target = url if "://" in url else self._api + url
         headers = {
             "Authorization": f"Bearer {bearer}",
             "Accept": "application/vnd.github+json",
             "X-GitHub-Api-Version": API_VERSION,
         }
+        with self._explained():
+            async with asyncio.timeout(self._call_budget):
+                for pause in self._pauses:
+                    try:
+                        answer = await self._send(method, target, headers, body)
+                    except NetworkFailed:
+                        pass
+                    else:
+                        if not answer.may_pass:
+                            return answer
+                    await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311  # jitter
+                return await self._send(method, target, headers, body)
+
+    async def _send(self, method: str, target: str, headers: dict[str, str], body: object) -> Answer:
+        if self._client is None:  # not before: a CA file that is gone is an answer to whoever asks
+            self._client = http_client(self._network, self._host)
         sent_at = self._clock.boot()
         with self._explained():
-            async with (
-                asyncio.timeout(self._call_budget),
-                self._client.stream(method, target, headers=headers, json=body) as response,
-            ):
+            async with self._client.stream(method, target, headers=headers, json=body) as response:
                 dated = self._read_clock(response.headers.get("date", ""))
                 data = await _read_body(response, self._host)
         return Answer(response.status_code, response.headers, _parse(response, data), sent_at, dated)
