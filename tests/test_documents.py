@@ -1,11 +1,12 @@
 """The documents tell the truth: names, codes and paths in them are those of the code."""
 
 import re
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
-from ghapp import errors
+from ghapp import config, errors
 from ghapp.cli import cli
 
 
@@ -75,3 +76,14 @@ def test_both_commands_of_the_readme_are_files_of_ours() -> None:
     for command in ("sh install/demo.sh", "sh install/test.sh"):
         assert command in text
         assert (ROOT / command.removeprefix("sh ")).exists()
+
+
+def test_the_configuration_of_the_readme_can_be_read(tmp_path: Path) -> None:
+    (sample,) = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    path = tmp_path / "config.toml"
+    path.write_text(sample)
+    path.chmod(0o600)
+
+    found = config.load(path)
+
+    assert [app.name for app in found.apps] == ["acme-bot"]
