@@ -19,6 +19,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from session_bus import Session, missing
+
 
 BIN = Path(sys.executable).parent
 LIMIT = 30.0  # seconds for any one step; each takes less than one
@@ -163,6 +165,7 @@ def main() -> None:
 def demonstrate(directory: Path, terminal: Terminal) -> None:
     """Set up, clone, commit, push; then hold what the stand-in has against what git and ghapp say."""
     world = World(directory, terminal)
+    keyring = open_keyring(directory, world)
     try:
         terminal.step("A stand-in for GitHub, behind a proxy: https://github.com never leaves this machine")
         github = timed_start(directory, terminal)
@@ -174,7 +177,9 @@ def demonstrate(directory: Path, terminal: Terminal) -> None:
 
         terminal.step("Register the app, and let git ask ghapp for acme's repositories")
         key = str(facts["key_file"])
-        terminal.detail(world.show("ghapp", "app", "add", "--app-id", str(facts["app_id"]), "--signer", f"file:{key}"))
+        where = ("--key", key, "--delete-key-file") if keyring is not None else ("--signer", f"file:{key}")
+        terminal.detail(world.show("ghapp", "app", "add", "--app-id", str(facts["app_id"]), *where))
+        terminal.detail(f"the key is in {signer_used(world)}")
         bury_when_it_ends(json.loads(world.run("ghapp", "status", "--json"))["pid"])
         terminal.detail(world.show("ghapp", "setup-git"))
         terminal.detail(world.show("git", "config", "--get-urlmatch", "credential", "https://github.com/acme/rocket"))
@@ -195,9 +200,28 @@ def demonstrate(directory: Path, terminal: Terminal) -> None:
         terminal.step("Did the push arrive?")
         check_arrival(world, str(facts["bare_repository"]), head)
     finally:
+        if keyring is not None:
+            keyring.end()
         if sys.platform != "linux" and (world.run_directory / "ghapp").exists():  # there we find it ourselves
             with contextlib.suppress(StepFailed):
                 world.run("ghapp", "daemon", "stop")
+
+
+def open_keyring(directory: Path, world: World) -> Session | None:
+    """Give the demo a desktop session of its own with a real keyring, where the programs for one are installed."""
+    if missing():
+        return None
+    session = Session(directory / "desktop")
+    session.start_keyring(b"of the demo alone")
+    world.env["DBUS_SESSION_BUS_ADDRESS"] = session.address
+    return session
+
+
+def signer_used(world: World) -> str:
+    """Say where the registered key is, by ghapp's own word."""
+    ((reference,),) = (app["keys"] for app in json.loads(world.run("ghapp", "app", "list", "--json")))
+    kind = str(reference).partition(":")[0]
+    return {"keyring": "a real keyring (gnome-keyring), and nowhere else"}.get(kind, "a file, readable by you alone")
 
 
 def timed_start(directory: Path, terminal: Terminal) -> GitHub:
