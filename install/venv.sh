@@ -6,6 +6,13 @@
 # Of the caller's Python and pip only the configuration of the package index is of use here.
 unset PYTHONPATH PYTHONHOME PYTHONSTARTUP PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT PIP_REQUIRE_VIRTUALENV VIRTUAL_ENV
 export PYTHONNOUSERSITE=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
+# Python 3.11 reads an editable install's .pth in the locale's encoding; the checkout's path need not be ASCII.
+case ${LC_ALL-} in
+C | POSIX)
+    unset LC_ALL
+    export LC_CTYPE=C.UTF-8
+    ;;
+esac
 checkout=$(pwd -P)
 export PIP_CACHE_DIR="$checkout/.cache/pip"
 # pip asks rustc for its version, and a rustup that was never used makes a directory in HOME to answer.

@@ -270,13 +270,13 @@ async def test_an_app_that_cannot_be_set_up_stops_git_with_the_reason(
 
 
 @pytest.mark.usefixtures("app")
-async def test_an_app_with_a_signer_of_no_known_kind_stops_git_with_the_reason(directory: Path) -> None:
-    text = config.config_file().read_text().replace('"file:', '"abacus:')
+async def test_an_app_with_a_signer_that_cannot_be_opened_stops_git_with_the_reason(directory: Path) -> None:
+    text = config.config_file().read_text().replace('"file:/', '"file:')
     config.config_file().write_text(text)
     async with running(directory):
         answer = await get(directory)
 
-    assert "no signer of the kind abacus" in answer["error"]
+    assert "is not an absolute path" in answer["error"]
     assert answer["quit"] == "1"
 
 
@@ -412,3 +412,28 @@ def test_threads_that_hang_are_not_waited_for() -> None:
     threads.shutdown(wait=True)
 
     hang.set()
+
+
+async def test_a_daemon_whose_directory_was_removed_ends_and_leaves_its_successor_alone(
+    directory: Path, app: App, tmp_path: Path
+) -> None:
+    configure(app)
+    directory.mkdir(mode=0o700)
+    lock = os.open(directory / "daemon.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        orphan = Daemon(str(directory), SystemClock(), lock=lock)
+        serving = asyncio.create_task(orphan.run(lambda: None))
+        await soon((directory / "git.sock").exists)
+        directory.rename(tmp_path / "removed")
+        directory.mkdir(mode=0o700)
+        (directory / "daemon.lock").touch(mode=0o600)
+        async with running(directory):
+            inode = (directory / "git.sock").stat().st_ino
+
+            orphan._watch_idleness()
+            await serving
+
+            assert (directory / "git.sock").stat().st_ino == inode
+            assert "password" in await get(directory)
+    finally:
+        os.close(lock)

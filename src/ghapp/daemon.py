@@ -104,6 +104,7 @@ class Daemon:
 
     def __init__(self, directory: str, clock: Clock, *, lock: int | None = None) -> None:
         self._clock = clock
+        self._directory = directory
         self._lock = lock
         self._started = clock.boot()
         self._last_activity = self._started
@@ -255,6 +256,8 @@ class Daemon:
         if limit <= 0 or self._leaving:
             return
         self._mend_sockets()
+        if self._ending.is_set():
+            return
         left = self._last_activity + limit - self._clock.boot()
         if left <= 0 and not any(listener.connections for listener in self._listeners):
             log.info("idle for %.0f s", limit)
@@ -268,13 +271,19 @@ class Daemon:
         if self._leaving:
             return  # a socket made now would be a dead one soon
         self._mend_sockets()
+        if self._ending.is_set():
+            return
         try:
             self._read_config()
         except GhappError as error:
             log.error("the old configuration stays: %s", error)  # noqa: TRY400  # as above
 
     def _mend_sockets(self) -> None:
-        """Take our paths again; looked at whenever we wake for something else."""
+        """Take our paths again, or end if they are another daemon's; looked at whenever we wake for something else."""
+        if self._lock is not None and not self._leaving and not process.owns(self._lock, self._directory):
+            log.info("the lock of %s is not ours any more", self._directory)
+            self._ending.set()
+            return
         for listener in self._listeners:
             if not self._leaving and not listener.is_in_place():
                 listener.stop_accepting()

@@ -173,6 +173,19 @@ def mark_serving(lock: int) -> None:
     os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
 
 
+def owns(lock: int, directory: str) -> bool:
+    """Tell whether ``daemon.lock`` in `directory` is still the file whose lock we hold.
+
+    It is not after somebody removed the directory, as systemd does at logout: whoever serves there now is right.
+    """
+    try:
+        there = os.lstat(f"{directory}/daemon.lock")
+    except OSError:
+        return False
+    ours = os.fstat(lock)
+    return (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)
+
+
 def mark_unreachable(lock: int) -> None:
     """Take our pid out of the lock's file: we start, or end, and are waited for."""
     os.ftruncate(lock, 0)

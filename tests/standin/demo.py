@@ -126,7 +126,8 @@ class GitHub:
             ],
             stdin=subprocess.PIPE,  # its end is the signal that outlives even SIGKILL of this process
             stdout=subprocess.PIPE,
-            env=os.environ | {"TMPDIR": str(directory / "tmp"), "HOME": str(directory / "home")},
+            env={name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+            | {"TMPDIR": str(directory / "tmp"), "HOME": str(directory / "home")},
             start_new_session=True,  # Ctrl-C is for us to handle
         )
         assert self._process.stdout is not None

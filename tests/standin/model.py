@@ -8,7 +8,7 @@ from typing import Literal
 
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
-from standin import keys
+from standin import bare, keys
 
 
 AccountType = Literal["User", "Organization", "Enterprise"]
@@ -81,7 +81,9 @@ class Repository:
     def revision(self, name: str = "main") -> str:
         """Tell which commit a branch is on."""
         command = ["git", "-C", str(self.bare_path), "rev-parse", "--verify", name]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(
+            command, env=bare.environment(), check=True, capture_output=True, text=True
+        ).stdout.strip()
 
 
 @dataclass(eq=False, slots=True)
