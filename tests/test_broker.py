@@ -924,9 +924,10 @@ async def test_a_new_configuration_forgets_what_failed(broker: Broker, issuer: S
     assert (await filled(broker)).token.startswith("ghs_")
 
 
-async def test_remembered_failures_are_bounded(broker: Broker) -> None:
+async def test_remembered_failures_are_bounded(broker: Broker, clock: FakeClock) -> None:
     for number in range(1_100):
         await refused(broker, ask(f"no{number}"))
+        clock.advance(0.5)
 
     assert len(broker._restraint) == 1_000
 
@@ -1177,3 +1178,111 @@ async def test_leases_of_an_api_no_longer_configured_are_left_alone(broker: Brok
 
 def test_what_declines_lets_git_go_on_and_what_fails_does_not() -> None:
     assert (Declined("x").stops_git, Failed("x").stops_git) == (False, True)
+
+
+# -- what the state machine of test_invariants.py found ------------------------------------------------------------
+
+
+async def test_each_scope_has_one_timer_however_often_it_was_minted(broker: Broker) -> None:
+    for _ in range(5):
+        broker.erase((await filled(broker)).token)
+    await filled(broker)
+
+    scheduled = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]  # the loop's own
+    timers = [timer for timer in scheduled if timer._callback == broker._renew_ahead and not timer.cancelled()]
+    assert len(timers) == 1
+
+
+async def test_a_token_that_died_while_it_was_proven_is_not_handed_out(
+    broker: Broker, issuer: ScriptedIssuer, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def sees_after_the_lid_was_closed(*_: object) -> bool:
+        clock.advance(7200)
+        return True
+
+    with monkeypatch.context() as patch:
+        patch.setattr(issuer, "sees", sees_after_the_lid_was_closed)
+        assert isinstance(await refused(broker), BadAnswer)
+    clock.advance(4)
+
+    assert (await filled(broker)).expires_at == int(clock.wall_time + 3600)
+
+
+async def test_a_refusal_that_is_told_again_is_not_remembered_for_longer(
+    broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
+) -> None:
+    issuer.errors["find_by_repository"] = [NetworkFailed("no route")]
+    await refused(broker)
+    clock.advance(2.9)
+    await refused(broker, ask("two"))  # the app has not been proven: it is told of the same failure
+    clock.advance(0.2)
+
+    assert (await filled(broker, ask("two"))).token.startswith("ghs_")
+
+
+async def test_a_limit_is_not_told_for_longer_to_those_who_asked_during_it(
+    broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
+) -> None:
+    issuer.errors["find_by_repository"] = [RateLimited("until 14:00", wait=900)]
+    await refused(broker)
+    clock.advance(899)
+    await refused(broker, ask("two"))
+    clock.advance(2)
+
+    assert (await filled(broker, ask("two"))).token.startswith("ghs_")
+
+
+async def test_an_app_that_is_limited_for_long_does_not_hide_one_that_is_free_sooner(
+    clock: FakeClock, issuer: ScriptedIssuer, second: ScriptedIssuer
+) -> None:
+    issuer.errors["find_by_repository"] = [RateLimited("until 14:00", wait=900)]
+    second.errors["find_by_repository"] = [RateLimited("until 13:01", wait=60)]
+    broker = serve(clock, issuer, second)
+    assert isinstance(await refused(broker), RateLimited)
+    clock.advance(61)
+
+    await filled(broker)
+
+    assert [lease.app for lease, _ in broker.leases()] == ["second-bot"]
+
+
+async def test_a_mint_that_was_not_sent_is_not_counted(
+    broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
+) -> None:
+    first = await filled(broker)
+    clock.advance(3600 - 250)
+    issuer.errors["create_token"] = [RateLimited("wait", wait=60)]
+    for _ in range(8):
+        assert (await filled(broker)).token == first.token
+        clock.advance(7)
+    await settled(broker)
+    clock.advance(6)
+
+    assert (await filled(broker)).token != first.token
+
+
+async def test_a_mint_that_failed_minutes_ago_is_no_reason_to_hand_out_an_old_lease(
+    broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
+) -> None:
+    first = await filled(broker)
+    clock.advance(3600 - 500)
+    issuer.errors["create_token"] = [NetworkFailed("no route")]
+    assert (await filled(broker)).token == first.token
+    await settled(broker)
+    clock.advance(300)
+
+    assert (await filled(broker)).token != first.token
+
+
+async def test_a_tool_finds_a_renamed_repository_beside_another_after_a_new_installation(
+    broker: Broker, issuer: ScriptedIssuer
+) -> None:
+    issuer.moved["acme/old"] = ("acme", 900)
+    together = [ONE, Repository("acme", "old")]
+    await broker.token("github.com", together, None)
+    issuer.install("one", "two", number=70)
+    await filled(broker, ask("two"))
+
+    lease = await broker.token("github.com", together, None)
+
+    assert (lease.scope.installation, lease.scope.repositories) == (70, (900, "one"))

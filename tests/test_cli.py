@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -15,15 +16,18 @@ from typing import Any
 
 import click
 import pytest
+from click.shell_completion import BashComplete
 from conftest import ROOT
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from fakes_process import DEAF, WITH_PID, end_daemon, greet, hang_up, holding_lock, listener, running, saying
 from standin.model import App
 from standin.server import StandIn
 
 from ghapp import autostart, cli, config, gitconfig, paths, process
 from ghapp.cli import daemon as daemon_commands
-from ghapp.cli import daemon_client, output
+from ghapp.cli import daemon_client, key_import, output
 from ghapp.cli import token as token_command
+from ghapp.errors import KeyMissing, KeyringDismissed
 
 
 PERMISSIONS = {"contents": "write", "issues": "write"}
@@ -90,6 +94,19 @@ def key(app: App, tmp_path: Path) -> Path:
     return path
 
 
+def break_config() -> Path:
+    path = config.config_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("[deamon]\n")
+    path.chmod(0o600)
+    return path
+
+
+@pytest.fixture
+def broken() -> Path:
+    return break_config()
+
+
 def files(directory: Path) -> list[Path]:
     return list(directory.iterdir())
 
@@ -128,6 +145,34 @@ def test_every_help_fits_a_terminal_and_shows_an_example(
     assert done.code == 0
     assert max(len(line) for line in done.out.splitlines()) <= 80
     assert "Example" in done.out or "Begin with" in done.out
+    assert "\\b" not in done.out
+    lines = done.out.splitlines()
+    shown = next(
+        number for number, line in enumerate(lines) if line.strip() in {"Example:", "Examples:", "Begin with:"}
+    )
+    assert re.match(r"    (GH_TOKEN=\$\(|eval \"\$\()?ghapp ", lines[shown + 1])
+
+
+@pytest.mark.parametrize("command", [[], ["app"], ["daemon"]], ids=" ".join)
+def test_a_group_alone_prints_its_help_and_is_wrong_usage(ghapp: Ghapp, command: list[str]) -> None:
+    done = ghapp(*command)
+
+    assert (done.code, done.out) == (2, "")
+    assert done.err == ghapp(*command, "--help").out
+    assert done.err.startswith("Usage: ghapp")
+
+
+@pytest.mark.parametrize(("command", "meant"), [(["stauts"], "status"), (["app", "ad"], "add")])
+def test_what_was_nearly_typed_is_suggested(ghapp: Ghapp, command: list[str], meant: str) -> None:
+    done = ghapp(*command)
+
+    assert done.code == 2
+    assert f"no such command {command[-1]!r}; did you mean {meant!r}?" in done.err
+
+
+def test_the_list_of_commands_cuts_no_sentence(ghapp: Ghapp) -> None:
+    for command in ((), ("app",), ("daemon",)):
+        assert "..." not in ghapp(*command, "--help").out.partition("Commands:")[2]
 
 
 @pytest.mark.parametrize(
@@ -143,6 +188,11 @@ def test_every_help_fits_a_terminal_and_shows_an_example(
         ["app", "add", "--app-id", "1", "--signer", "file:"],
         ["app", "add", "--app-id", "1", "--signer", "file:/x", "--delete-key-file"],
         ["app", "add", "--app-id", "1", "--signer", "file:/x", "--delete-key-file", "--key", "-"],
+        ["app", "add", "--app-id", "1", "--signer", "file:/x", "--host", "https://github.com"],
+        ["app", "add", "--app-id", "1", "--signer", "file:/x", "--host", "github"],
+        ["setup-git", "--local", "--global"],
+        ["token", "a/b", "--read-only", "--permission", "issues=write"],
+        ["token", "a/b", "--host", "nonsense"],
         ["token", "nonsense"],
         ["token", "a/b", "--permission", "contents"],
         ["token", "a/b", "--permission", "contents=all"],
@@ -216,6 +266,7 @@ def test_status_without_a_daemon_is_0_and_starts_none(ghapp: Ghapp) -> None:
     }
     assert found["running"] is False
     assert "no daemon runs" in ghapp("status").out
+    assert "app      none; ghapp app add --help" in ghapp("status").out
     assert ghapp("leases", "--json").json() == []
     assert ghapp("leases").err == "no token lives\n"
     assert ghapp("daemon", "status").code == 1
@@ -250,6 +301,140 @@ async def test_an_app_is_added_shown_and_removed(ghapp: Ghapp, app: App, key: Pa
         "ghapp: error: there is no app acme-bot (E51)\nghapp: hint: ghapp app list\n",
     )
     assert "app      none" in (await ghapp.asked("status")).out
+
+
+def test_status_without_a_daemon_shows_what_keeps_one_from_starting(ghapp: Ghapp, broken: Path) -> None:
+    done = ghapp("status")
+
+    assert done.code == 0
+    assert f"config   broken: {broken}: " in done.out
+    assert done.err == f"ghapp: hint: edit {broken}\n"
+
+
+def test_a_restart_with_a_broken_configuration_leaves_the_daemon_alone(ghapp: Ghapp, directory: Path) -> None:
+    ghapp("daemon", "start")
+    serving = process.lock_holder(str(directory))
+    break_config()
+
+    done = ghapp("daemon", "restart")
+
+    assert done.code == 1
+    assert "(E51)" in done.err
+    assert process.lock_holder(str(directory)) == serving
+
+
+class Keyring:
+    """A keyring in memory, which may refuse to let go."""
+
+    def __init__(self) -> None:
+        self.keys: dict[str, RSAPrivateKey] = {}
+        self.locked = False
+
+    def read(self, account: str, *, interactive: bool = False) -> RSAPrivateKey:
+        assert interactive
+        if account not in self.keys:
+            raise KeyMissing("the key is not in the keyring")
+        return self.keys[account]
+
+    def write(self, account: str, key: RSAPrivateKey) -> None:
+        self.keys[account] = key
+
+    def delete(self, account: str) -> None:
+        if self.locked:
+            raise KeyringDismissed("the keyring's question was dismissed")
+        self.keys.pop(account, None)
+
+
+@pytest.fixture
+def keyring(monkeypatch: pytest.MonkeyPatch) -> Keyring:
+    keyring = Keyring()
+    monkeypatch.setattr("ghapp.cli.app.KeyStore", lambda _backend: keyring)
+    return keyring
+
+
+def add_to_keyring(ghapp: Ghapp, name: str, key: Path, number: str = "7") -> Result:
+    done = ghapp("app", "add", name, "--app-id", number, "--key", key, "--no-verify")
+    assert done.code == 0, done.err
+    return done
+
+
+def test_a_key_that_another_entry_uses_stays_in_the_keyring(
+    ghapp: Ghapp, keyring: Keyring, key: Path, github: StandIn, tmp_path: Path
+) -> None:
+    assert "warning" not in add_to_keyring(ghapp, "a", key).err
+    assert "ghapp: warning: a is the same app under another name\n" in add_to_keyring(ghapp, "b", key).err
+    shared = set(keyring.keys)
+    other = tmp_path / "other.pem"
+    other.write_bytes(github.add_app("other").private_key_pem)
+
+    add_to_keyring(ghapp, "b", other, "8")
+    assert shared < set(keyring.keys)
+    add_to_keyring(ghapp, "b", key)
+    assert set(keyring.keys) == shared
+    done = ghapp("app", "remove", "b")
+    assert "b is forgotten; its key stays: app a uses it\n" in done.err
+    assert set(keyring.keys) == shared
+    assert "brings git's configuration up to date" in done.err
+
+    done = ghapp("app", "remove", "a")
+    assert done.err == "a is forgotten, and its key\nghapp: hint: ghapp setup-git --undo\n"
+    assert keyring.keys == {}
+
+
+def test_an_app_is_forgotten_also_when_the_keyring_is_locked(
+    ghapp: Ghapp, keyring: Keyring, key: Path, github: StandIn, tmp_path: Path
+) -> None:
+    add_to_keyring(ghapp, "a", key)
+    (account,) = keyring.keys
+    keyring.locked = True
+
+    done = ghapp("app", "remove", "a")
+
+    assert done.code == 0
+    assert "warning: a is forgotten; its key is still in the keyring: the keyring's question was dismissed" in done.err
+    assert f"hint: unlock the keyring and delete it there: service ghapp, username {account}\n" in done.err
+    assert config.load(config.config_file()).apps == ()
+
+    other = tmp_path / "other.pem"
+    other.write_bytes(github.add_app("other").private_key_pem)
+    add_to_keyring(ghapp, "a", key)
+    replaced = add_to_keyring(ghapp, "a", other)
+    assert "warning: a former key of a is still in the keyring" in replaced.err
+    assert f"username {account}\n" in replaced.err
+
+
+def test_a_key_file_that_is_left_behind_is_named(ghapp: Ghapp, keyring: Keyring, key: Path) -> None:
+    assert f"ghapp: hint: the key is stored; {key} can go: rm '{key}'\n" in add_to_keyring(ghapp, "a", key).err
+    assert keyring.keys
+
+
+def test_names_of_apps_are_completed(ghapp: Ghapp, keyring: Keyring, key: Path) -> None:
+    def complete(*words: str) -> list[str]:
+        completer = BashComplete(cli.cli, {}, "ghapp", "_GHAPP_COMPLETE")
+        return [item.value for item in completer.get_completions(list(words[:-1]), words[-1])]
+
+    add_to_keyring(ghapp, "acme-bot", key)
+    add_to_keyring(ghapp, "other", key)
+
+    assert complete("app", "show", "") == ["acme-bot", "other"]
+    assert complete("app", "remove", "a") == ["acme-bot"]
+    assert keyring.keys
+    break_config()
+    assert complete("app", "show", "") == []
+    kinds = [item.type for item in BashComplete(cli.cli, {}, "ghapp", "X").get_completions(["app", "add", "--key"], "")]
+    assert kinds == ["file"]
+
+
+def test_both_ids_of_an_app_are_listed(ghapp: Ghapp, keyring: Keyring, key: Path) -> None:
+    add_to_keyring(ghapp, "a", key, "4242")
+    ghapp("app", "add", "b", "--client-id", "Iv23x", "--key", key, "--no-verify")
+
+    table = ghapp("app", "list").out
+
+    assert table.split("\n")[0].split() == ["NAME", "HOST", "APP", "ID", "CLIENT", "ID", "KEYS"]
+    assert "4242" in table
+    assert "Iv23x" in table
+    assert keyring.keys
 
 
 @pytest.mark.usefixtures("served")
@@ -311,6 +496,74 @@ def test_the_only_copy_of_a_key_is_not_deleted(ghapp: Ghapp, key: Path) -> None:
     assert done.code == 2
     assert "would delete the key itself" in done.err
     assert key.exists()
+
+
+@pytest.mark.usefixtures("served", "app")
+async def test_an_app_that_github_does_not_know_is_named_with_its_page(ghapp: Ghapp, key: Path) -> None:
+    done = await ghapp.asked("app", "add", "--app-id", "99", "--signer", f"file:{key}")
+
+    assert done.err == (
+        "ghapp: error: GitHub knows no app 99 (E22)\n"
+        "ghapp: hint: compare the id with the app's page: https://github.com/settings/apps\n"
+    )
+
+
+@pytest.mark.usefixtures("served")
+async def test_what_is_configured_is_shown_also_where_the_key_is_gone(ghapp: Ghapp, app: App, key: Path) -> None:
+    await add(ghapp, app, key)
+    key.rename(key.with_name("elsewhere"))
+    await ghapp.asked("daemon", "status")
+
+    done = await ghapp.asked("app", "show", "acme-bot")
+
+    assert done.code == 1
+    assert done.out == f"app          acme-bot\nsigner       file:{key}\n"
+    assert f"hint: put the key at {key}, or 'ghapp app add' again with --key\n" in done.err
+
+
+def test_a_path_that_is_given_as_a_signer_is_mended(ghapp: Ghapp) -> None:
+    done = ghapp("app", "add", "--app-id", "1", "--signer", "/k.pem")
+
+    assert done.code == 2
+    assert done.err.endswith("ghapp: hint: --signer file:/k.pem\n")
+
+
+def test_without_an_app_it_says_so(ghapp: Ghapp, directory: Path) -> None:
+    done = ghapp("token", "acme/rocket")
+    assert (done.code, done.err) == (
+        1,
+        "ghapp: error: no app is registered (E51)\nghapp: hint: ghapp app add --help\n",
+    )
+    assert not directory.exists()
+    assert ghapp("installations").err == "no app is registered\nghapp: hint: ghapp app add --help\n"
+
+
+def test_a_token_for_this_checkout_needs_git(ghapp: Ghapp, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    done = ghapp("token")
+
+    assert (done.code, done.err.splitlines()[0]) == (1, "ghapp: error: git is not on PATH (E52)")
+
+
+def test_a_place_that_cannot_be_read_is_named(ghapp: Ghapp, key: Path, tmp_path: Path) -> None:
+    done = ghapp("app", "add", "--app-id", "1", "--key", key, "--signer", f"file:{tmp_path}")
+
+    assert done.code == 1
+    assert f"cannot read {tmp_path}: Is a directory (E36)" in done.err
+
+
+def test_a_person_who_is_to_paste_a_key_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Terminal(io.TextIOWrapper):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal(io.BytesIO(b"key")))
+
+    assert key_import.read_pem("-") == b"key"
+    assert capsys.readouterr().err == "paste the key, end with Ctrl-D\n"
 
 
 @pytest.mark.parametrize("content", [None, b"nonsense"])
@@ -403,14 +656,33 @@ async def test_git_is_set_up_again_and_undone_byte_for_byte(
 
     dry = await ghapp.asked("setup-git", "--dry-run")
     assert "+" in dry.out
+    assert dry.out.endswith("\n")
+    assert not [line for line in dry.out.splitlines()[1:] if "--- " in line[1:]]
+    assert dry.err == "https://github.com/acme would be answered by ghapp\n"
     assert mine.read_text() == "[user]\n\tname = Me\n"
-    assert (await ghapp.asked("setup-git")).code == 0
+    done = await ghapp.asked("setup-git")
+    assert done.code == 0
+    assert done.err.splitlines()[-2:] == [
+        "https://github.com/acme is answered by ghapp",
+        "ghapp: hint: git clone https://github.com/acme/REPOSITORY",
+    ]
     assert "https://github.com/acme" in (config.config_dir() / "gitconfig").read_text()
     once = mine.read_text()
     again = await ghapp.asked("setup-git", "--host", "github.com")
     assert "nothing to change" in again.err
     assert mine.read_text() == once
-    assert (await ghapp.asked("setup-git", "--all")).code == 0
+    assert "https://github.com is answered by ghapp\n" in (await ghapp.asked("setup-git", "--all")).err
+    git("init", "-q", str(tmp_path / "repo"))
+    monkeypatch.chdir(tmp_path / "repo")
+    assert (await ghapp.asked("setup-git", "--local")).code == 0
+    assert (await ghapp.asked("setup-git", "--local", "--undo")).code == 0
+    assert (config.config_dir() / "gitconfig").exists()
+    monkeypatch.chdir("/")
+    outside = await ghapp.asked("setup-git", "--local")
+    assert "hint: cd into a clone, or leave out --local\n" in outside.err
+    assert "answered" not in outside.err
+    await ghapp.asked("app", "remove", "acme-bot")
+    assert "hint: ghapp setup-git --undo\n" in (await ghapp.asked("setup-git")).err
     assert '"https://github.com"' in (config.config_dir() / "gitconfig").read_text()
     assert (await ghapp.asked("setup-git", "--host", "ghe.example")).code == 1
     undone = await ghapp.asked("setup-git", "--undo")
@@ -427,7 +699,12 @@ def test_a_daemon_is_started_once_restarted_and_stopped(ghapp: Ghapp, directory:
     second = process.lock_holder(str(directory))
     assert second not in {None, first}
     assert process.wait_for_end(first, 0)
-    assert ghapp("daemon", "stop").code == 0
+    done = ghapp("daemon", "run")
+    assert (done.code, done.err) == (
+        1,
+        f"ghapp: error: the daemon runs already (pid {second}) (E41)\nghapp: hint: ghapp daemon stop\n",
+    )
+    assert ghapp("daemon", "stop").err == "the daemon is stopped\n"
     assert second is not None
     assert process.wait_for_end(second, 0)
     assert not (directory / "git.sock").exists()
@@ -441,11 +718,13 @@ async def test_stopping_tells_what_was_revoked(
     await add(ghapp, app, key)
     await ghapp.asked("token", "acme/rocket")
     await ghapp.asked("token", "acme/rocket", "--read-only")
-    github.faults.add("/installation/token", method="DELETE", status=500, times=1)
+    github.faults.add("/installation/token", method="DELETE", status=403, times=1)  # a 5xx would be tried again
 
     done = await ghapp.asked("daemon", "stop")
 
-    assert done.err == "revoked 1 tokens\n1 tokens could not be revoked; GitHub ends them within the hour\n"
+    assert done.err == (
+        "revoked 1 token\n1 token could not be revoked; GitHub ends it within the hour\nthe daemon is stopped\n"
+    )
 
 
 def test_a_daemon_that_hangs_is_stopped_all_the_same(
@@ -563,6 +842,40 @@ def test_a_table_keeps_long_names_whole_in_a_pipe(capsys: pytest.CaptureFixture[
     assert f"{'x' * 150}  {'y' * 150}" in capsys.readouterr().out
 
 
+def test_a_narrow_terminal_cuts_nothing_that_is_copied(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm")
+    names, ends, url = "rocket, station, shuttle, probe", "2026-11-21T04:00:00Z", "https://github.com/x/" + "y" * 30
+
+    output.print_table(("ID", "REPOSITORIES", "EXPIRES", "SETTINGS"), [("Iv23lixxxxxxxxxxxxxx", names, ends, url)])
+
+    out = capsys.readouterr().out
+    assert "Iv23lixxxxxxxxxxxxxx" in out
+    assert ends in out
+    assert url in out
+    assert "\x1b[1m" in out
+
+
+@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_a_plain_terminal_gets_no_bold(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, value: str
+) -> None:
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv(name, value)
+
+    output.print_table(("NAME",), [("a",)])
+
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_one_is_not_told_as_many() -> None:
+    assert (output.counted(1, "key"), output.counted(2, "key")) == ("1 key", "2 keys")
+
+
 def test_questions_are_asked_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -579,4 +892,6 @@ def test_questions_are_asked_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch)
 def test_no_command_is_missing_from_the_list() -> None:
     modules = {path.stem for path in (ROOT / "src" / "ghapp" / "cli").glob("*.py")}
 
-    assert modules - {"__init__", "output", "daemon_client", "key_import"} == {name.replace("-", "_") for name in cli._COMMANDS}
+    assert modules - {"__init__", "output", "daemon_client", "host", "key_import"} == {
+        name.replace("-", "_") for name in cli._COMMANDS
+    }

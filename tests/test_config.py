@@ -1,5 +1,6 @@
 """config.toml: read strictly, written whole, its comments kept."""
 
+import errno
 import os
 import tomllib
 from pathlib import Path
@@ -156,6 +157,7 @@ def test_a_missing_file_is_an_empty_configuration(path: Path) -> None:
             )
         ),
         (MINIMAL.replace('["file:/k"]', "[]"), "app[0].keys is missing"),
+        (MINIMAL.replace("file:/k", "/k"), "app[0].keys: /k is of no known kind; known are keyring: and file:"),
         (MINIMAL.replace('["file:/k"]', '"file:/k"'), "app[0].keys must be a list of texts"),
         (MINIMAL.replace('["file:/k"]', '[""]'), "app[0].keys must be a list of texts"),
         (MINIMAL + "owners = [1]", "app[0].owners must be a list of texts"),
@@ -407,6 +409,30 @@ def test_a_disk_that_fails_leaves_the_old_file(path: Path, tmp_path: Path) -> No
 
     with pytest.raises(ConfigError, match="cannot write"):
         put_app(path, bot())
+
+
+@pytest.mark.parametrize(("number", "command"), [(errno.ENOSPC, "df"), (errno.EACCES, "ls -ld")])
+def test_the_hint_fits_what_keeps_it_from_being_written(
+    path: Path, monkeypatch: pytest.MonkeyPatch, number: int, command: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(config, "write_atomically", fail)
+    with pytest.raises(ConfigError, match="cannot write") as caught:
+        put_app(path, bot())
+
+    assert caught.value.hint == f"{command} {path.parent.parent}"
+
+
+@pytest.mark.parametrize("name", ["github.com", "acme.ghe.com", "ghe.example:8443", "localhost:8443", "127.0.0.1"])
+def test_a_host_has_a_dot_or_is_this_machine(name: str) -> None:
+    assert config.is_host(name)
+
+
+@pytest.mark.parametrize("name", ["https://github.com", "github", "github.com/acme", "", "me@github.com"])
+def test_what_is_not_a_host_is_told_from_one(name: str) -> None:
+    assert not config.is_host(name)
 
 
 def test_writing_follows_a_symlink_and_leaves_nothing_behind(path: Path, tmp_path: Path) -> None:

@@ -871,10 +871,27 @@ def test_the_local_file_is_that_of_the_repository_around(home: Home) -> None:
     home.setup(Scope.LOCAL, gitconfig.render(OURS, ours), cwd=inside)
 
     assert config.read_bytes().startswith(before)
-    assert home.git("-C", "repo", "config", "--local", "include.path") == f"{home.owned}\n"
+    assert str(ours) in home.git("-C", "repo", "config", "--local", "--get-regexp", "credential.*helper")
     assert not home.config.exists()
+    assert not home.owned.exists()
     home.undo(Scope.LOCAL, cwd=inside)
     assert config.read_bytes() == before
+
+
+def test_undone_in_one_repository_the_users_own_set_up_stays(home: Home) -> None:
+    home.git("init", "-q", "repo")
+    ours = gitconfig.render(OURS, home.helper("ours", "ours"))
+    home.setup(text=ours)
+    home.setup(
+        Scope.LOCAL,
+        gitconfig.render([], home.helper("ours", "ours"), all_owners_of=["github.com"]),
+        cwd=home.path / "repo",
+    )
+    assert home.owned.read_text() == ours
+
+    home.undo(Scope.LOCAL, cwd=home.path / "repo")
+
+    assert home.owned.read_text() == ours
 
 
 def test_the_local_file_of_a_linked_worktree_is_that_of_its_repository(home: Home) -> None:
@@ -894,7 +911,7 @@ def test_local_outside_a_repository_is_an_error(home: Home) -> None:
     with pytest.raises(GitConfigFailed, match="no repository at") as failed:
         gitconfig.user_file(Scope.LOCAL, env, home.path)
 
-    assert "not a git repository" in failed.value.hint
+    assert failed.value.hint == "cd into a clone, or leave out --local"
 
 
 def test_without_git_the_error_says_so(home: Home) -> None:

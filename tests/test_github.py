@@ -494,12 +494,13 @@ async def test_a_key_of_another_app_is_told_with_the_page_to_compare(world: Worl
 
     error = await failure(world, look_up, signer=MemorySigner(other.private_keys[0]))
 
+    name = fingerprint(other.private_keys[0])
     assert (type(error), error.message, error.remember) == (
         AppRejected,
-        f"GitHub does not accept the key of bot for app {world.app.client_id}: A JSON web token could not be decoded",
+        f"GitHub does not accept the key {name} for app {world.app.client_id}: A JSON web token could not be decoded",
         60.0,
     )
-    assert "ghapp app show bot" in error.hint
+    assert error.hint == "compare the fingerprint with the app's page: https://github.com/settings/apps"
     assert len(world.github.requests) == 1
 
 
@@ -513,7 +514,8 @@ async def test_an_app_that_github_does_not_know_is_rejected_and_not_merely_absen
     error = await failure(world, lambda client: getattr(client, call)(*arguments.get(call, ())), app=app)
 
     assert isinstance(error, AppRejected)
-    assert error.message.endswith("for app 99999: Integration not found")
+    assert error.message == "GitHub knows no app 99999"
+    assert error.hint == "compare the id with the app's page: https://github.com/settings/apps"
 
 
 @pytest.mark.parametrize(
@@ -1116,15 +1118,16 @@ async def test_a_proxy_that_is_not_there_is_named(world: World) -> None:
 
     assert (type(error), error.message, error.hint) == (
         ProxyFailed,
-        f"cannot connect to the proxy 127.0.0.1:{port}",
-        "mend HTTPS_PROXY",
+        f"cannot connect to the proxy 127.0.0.1:{port}, on the way to api.github.com",
+        "mend HTTPS_PROXY, then: ghapp daemon restart",
     )
 
 
 async def test_a_proxy_whose_name_means_nothing_is_named(world: World) -> None:
     error = await failure(world, look_up, network=through(world, 3128, "proxy.invalid"))
 
-    assert (type(error), error.message) == (ProxyFailed, "cannot connect to the proxy proxy.invalid:3128")
+    assert type(error) is ProxyFailed
+    assert error.message == "cannot connect to the proxy proxy.invalid:3128, on the way to api.github.com"
 
 
 @pytest.mark.parametrize("status", [403, 407, 502])
@@ -1134,7 +1137,8 @@ async def test_a_proxy_that_refuses_is_told_with_its_status(world: World, status
     with listener(answer) as port:
         error = await failure(world, look_up, network=through(world, port))
 
-    assert (type(error), error.message) == (ProxyFailed, f"the proxy 127.0.0.1:{port} refused (HTTP {status})")
+    assert type(error) is ProxyFailed
+    assert error.message == f"the proxy 127.0.0.1:{port} refused to connect to api.github.com (HTTP {status})"
     assert "hush-hush" not in repr(error) + str(error) + error.hint
 
 
@@ -1149,7 +1153,7 @@ async def test_a_proxy_that_wants_a_password_gets_it(tmp_path: Path) -> None:
         bare = Network(f"http://127.0.0.1:{github.proxy_port}", "HTTPS_PROXY", ca_file=str(github.ca_file))
         error = await failure(world, look_up, network=bare)
 
-    assert error.message.endswith("refused (HTTP 407)")
+    assert error.message.endswith("refused to connect to api.github.com (HTTP 407)")
 
 
 @pytest.mark.parametrize("answer", [b"garbage\r\n\r\n", b""])
@@ -1166,6 +1170,7 @@ async def test_a_name_that_does_not_resolve_is_told(world: World) -> None:
     error = await failure(world, look_up, app=app, network=Network(ca_file=str(world.github.ca_file)))
 
     assert (type(error), error.message) == (NetworkFailed, "cannot resolve ghe.invalid")
+    assert error.hint.endswith("set HTTPS_PROXY, then: ghapp daemon restart")
 
 
 async def test_a_host_that_refuses_connections_is_told(world: World) -> None:

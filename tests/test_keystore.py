@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.hashes import SHA256
 from session_bus import PASSWORD, Session, session
 
+from ghapp import keystore
 from ghapp.errors import KeyMissing, KeyringAbsent, KeyringFailed, KeyringLocked, KeyUnavailable
 from ghapp.keystore import KeyStore, decode_key, encode_key
 from ghapp.private_key import fingerprint
@@ -126,6 +127,25 @@ def test_a_keyring_that_hangs_is_given_up(desktop: Session, key: rsa.RSAPrivateK
         KeyStore().read(account(key))
 
     assert 4.5 < time.monotonic() - began < 6
+
+
+@pytest.mark.parametrize("word", ["locked", "dismissed"])
+def test_whoever_could_not_unlock_is_not_sent_in_a_circle(word: str) -> None:
+    error = keystore._error(word, "github.com/7/SHA256:x", interactive=True)
+
+    assert "--signer file:PATH" in error.hint
+    assert "ghapp unlock" not in error.hint
+
+
+@pytest.mark.parametrize(
+    ("account", "command"),
+    [
+        ("github.com/4242/SHA256:a/b", "ghapp app add NAME --app-id 4242 --key FILE"),
+        ("ghe.example/Iv23x/SHA256:a", "ghapp app add NAME --client-id Iv23x --host ghe.example --key FILE"),
+    ],
+)
+def test_the_command_that_stores_a_missing_key_anew_is_named(account: str, command: str) -> None:
+    assert keystore._error("missing", account, interactive=False).hint == command
 
 
 def test_without_a_session_bus_there_is_no_keyring(key: rsa.RSAPrivateKey, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,6 +86,7 @@ async def test_a_proxy_that_cannot_be_used_is_named_by_its_origin(proxy: str) ->
         http_client(Network(proxy, "HTTPS_PROXY"), HOST)
 
     assert caught.value.message == "the proxy in HTTPS_PROXY is not http://HOST:PORT"
+    assert caught.value.hint == "mend HTTPS_PROXY, then: ghapp daemon restart"
     async with http_client(Network(proxy, "HTTPS_PROXY", no_proxy="*"), HOST) as client:
         assert not client.trust_env
 
@@ -130,6 +131,7 @@ def test_a_ca_that_is_gone_is_named_by_its_origin(tmp_path: Path, key: str) -> N
         trust(network)
 
     assert caught.value.message == f"{tmp_path}/gone does not exist, which network.{key} names"
+    assert caught.value.hint == f"mend network.{key}, then: ghapp daemon restart"
 
 
 @pytest.mark.parametrize(
@@ -142,7 +144,10 @@ def test_a_ca_file_without_certificates_is_refused(tmp_path: Path, content: byte
     with pytest.raises(TlsFailed) as caught:
         trust(Network(ca_file=str(path), ca_origin="SSL_CERT_FILE"))
 
-    assert (caught.value.message, caught.value.hint) == (f"{path} holds no certificates", "mend SSL_CERT_FILE")
+    assert (caught.value.message, caught.value.hint) == (
+        f"{path} holds no certificates",
+        "mend SSL_CERT_FILE, then: ghapp daemon restart",
+    )
 
 
 def test_a_ca_file_that_is_a_directory_is_refused(tmp_path: Path) -> None:

@@ -77,6 +77,17 @@ def test_nothing_is_read_before_it_is_needed(tmp_path: Path) -> None:
         signer.sign(b"x")
 
     assert caught.value.message == f"cannot open {tmp_path}/absent.pem: No such file or directory"
+    assert caught.value.hint == f"put the key at {tmp_path}/absent.pem, or 'ghapp app add' again with --key"
+
+
+def test_a_file_that_may_not_be_opened_is_to_be_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / "key.pem"  # not ENOENT, and root is refused too
+
+    with pytest.raises(KeyUnavailable) as caught:
+        read_key_file(str(path))
+
+    assert caught.value.hint == f"ls -l '{path}'"
 
 
 def test_a_key_that_was_forgotten_is_read_again_and_its_name_is_kept(path: Path, key: rsa.RSAPrivateKey) -> None:

@@ -163,6 +163,7 @@ class Broker:
         self._probe = True
         self._probe_pauses = probe_pauses
         self._unprobed_until: dict[Scope, float] = {}
+        self._renewals: dict[Scope, asyncio.TimerHandle] = {}
         self.mints = 0
         self.hits = 0
 
@@ -199,7 +200,8 @@ class Broker:
             async with within(self._budget):
                 return await self._fill(query)
         except GhappError as error:
-            self._restraint.remember(key, error, self._clock.boot())
+            if not isinstance(error, AppRejected | RateLimited):  # that is known of the app; another may be free sooner
+                self._restraint.remember(key, error, self._clock.boot())
             raise
 
     async def _fill(self, query: Query) -> Credential | None:
@@ -362,7 +364,7 @@ class Broker:
                 fresh = fresh and asked
             try:
                 return await attempt(issuer, places)
-            except (NotInstalled, NotSelected, PermissionMissing, Suspended):
+            except (NotInstalled, NotSelected, PermissionMissing, Suspended, UsageError):
                 if fresh or last:
                     raise
         raise AssertionError("unreachable")
@@ -437,7 +439,7 @@ class Broker:
             self.hits += 1
             return held
         flight = self._flights.begin(order.scope, lambda: self._mint(order))
-        if held is not None and (left >= HAND_OUT or self._restraint.last_mint_failed(order.scope)):
+        if held is not None and (left >= HAND_OUT or self._restraint.last_mint_failed(order.scope, self._clock.boot())):
             self.hits += 1
             return held
         try:
@@ -453,21 +455,29 @@ class Broker:
 
         The timer's clock stands still in suspend, so the lease's own clock decides.
         """
+        self._renewals.pop(order.scope, None)
         now = self._clock.boot()
         held = self._book.find(order.scope, now, at_least=LAST_RESORT)
         if held is None or order.issuer not in self._issuers:
             return
         left = held.remaining(now) - RENEW_AHEAD
         if left > 0:
-            asyncio.get_running_loop().call_later(left, self._renew_ahead, order)
+            self._renew_in(left, order)
         elif self._book.used_within(order.scope, RECENTLY, now):
             self._flights.begin(order.scope, lambda: self._mint(order))
             # If that fails, the next use tries again, and so do we until the lease is dead.
-            asyncio.get_running_loop().call_later(RENEW_AGAIN, self._renew_ahead, order)
+            self._renew_in(RENEW_AGAIN, order)
+
+    def _renew_in(self, seconds: float, order: "Order") -> None:
+        """Set the one timer of the scope; one for each mint would live as long as the use goes on."""
+        if earlier := self._renewals.pop(order.scope, None):
+            earlier.cancel()
+        self._renewals[order.scope] = asyncio.get_running_loop().call_later(seconds, self._renew_ahead, order)
 
     async def _mint(self, order: "Order") -> Lease:
         issuer, scope = order.issuer, order.scope
         now = self._clock.boot
+        self._restraint.raise_remembered((scope.api, scope.issuer), now())  # what is not sent is not counted
         pace = self._restraint.count_mint(scope, (scope.api, scope.issuer), now())
         will_probe = self._will_probe(order)
         if will_probe:
@@ -479,15 +489,16 @@ class Broker:
             raise
         pace.error = None
         self.mints += 1
+        ends = min(issued.ends, now() + MAX_LIFE)
         wrong = wider_than(scope, issued.permissions, issued.repository_selection, issued.repositories)
-        if not wrong and issued.ends - now() < LAST_RESORT:
-            wrong = f"it ends in {issued.ends - now():.0f} s"
+        if not wrong and will_probe:
+            await self._prove(order, issued.token)
+        if not wrong and ends - now() < LAST_RESORT:  # after the probe: the lid may have been closed meanwhile
+            wrong = f"it ends in {ends - now():.0f} s"
         if wrong:
             raise BadAnswer(
                 f"GitHub issued another token than was asked for: {wrong}; it {await _revoked(issuer, issued.token)}"
             )
-        if will_probe:
-            await self._prove(order, issued.token)
         lease = Lease(
             id=secrets.token_hex(6),
             scope=scope,
@@ -496,11 +507,10 @@ class Broker:
             repositories=None if scope.repositories is ALL else tuple(name for _, name in issued.repositories),
             permissions=issued.permissions,
             token=issued.token,
-            ends=min(issued.ends, now() + MAX_LIFE),
+            ends=ends,
         )
         self._book.put(lease)
-        left = max(0.0, lease.remaining(now()) - RENEW_AHEAD)
-        asyncio.get_running_loop().call_later(left, self._renew_ahead, order)
+        self._renew_in(max(0.0, lease.remaining(now()) - RENEW_AHEAD), order)
         return lease
 
     def _will_probe(self, order: "Order") -> bool:

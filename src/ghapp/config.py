@@ -1,5 +1,6 @@
 """``config.toml``: read strictly, written whole and atomically, with the user's comments kept."""
 
+import errno
 import os
 import re
 import stat
@@ -30,6 +31,7 @@ _HOST = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::\d{1,5})?")
 _API = re.compile(r"https://[A-Za-z0-9.-]+(?::[0-9]{1,5})?(?:/[A-Za-z0-9._/-]*)?")
 _APP_KEYS = frozenset({"name", "host", "api_url", "client_id", "app_id", "keys", "owners", "scope", "permissions"})
 _IDENTITY = frozenset({"host", "api_url", "client_id", "app_id", "keys"})
+_SIGNERS = ("keyring:", "file:")
 _DAEMON_KEYS = frozenset({"idle_timeout", "key_ttl", "probe", "on_error"})
 _KEYRING_KEYS = frozenset({"backend"})
 _NETWORK_KEYS = frozenset({"proxy", "no_proxy", "ca_file", "ca_directory"})
@@ -65,6 +67,11 @@ def state_dir() -> Path:
 def config_file() -> Path:
     """Return the path of ``config.toml``."""
     return config_dir() / "config.toml"
+
+
+def is_host(name: str) -> bool:
+    """Tell whether `name`, in normal form, can be the host of a GitHub: with a dot, or this machine."""
+    return bool(_HOST.fullmatch(name)) and ("." in name or name.partition(":")[0] == "localhost")
 
 
 def api_url(host: str) -> str:
@@ -215,6 +222,9 @@ def _app(place: str, entries: object) -> App:
         raise ValueError(f"{place}.api_url must be https://HOST/PATH")
     if not keys:
         raise ValueError(f"{place}.keys is missing")
+    for key in keys:
+        if not key.startswith(_SIGNERS):
+            raise ValueError(f"{place}.keys: {key} is of no known kind; known are {' and '.join(_SIGNERS)}")
     permissions = table.mapping("permissions")
     return App(
         name=name,
@@ -252,7 +262,14 @@ def edit(path: Path, change: Callable[[tomlkit.TOMLDocument], None]) -> None:
     try:
         write_atomically(path, after.encode(), mode=0o600)
     except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}", hint=f"df {path.parent}") from None
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        hint = f"{'df' if full else 'ls -ld'} {_nearest(path.parent)}"
+        raise ConfigError(f"cannot write {path}: {error.strerror}", hint=hint) from None
+
+
+def _nearest(directory: Path) -> Path:
+    """Return `directory` or what there is of it: a command can look at nothing else."""
+    return next((place for place in (directory, *directory.parents) if os.path.lexists(place)), directory)
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int) -> None:

@@ -222,8 +222,10 @@ def user_file(scope: Scope, env: Mapping[str, str], cwd: Path) -> Path:
         return cwd / _system_file(env, cwd)
     answer = _git("rev-parse", "--git-path", "config", env=env, cwd=cwd)
     if answer.returncode != 0:
-        reason = _first_line(answer.stderr) or "run it inside a repository"
-        raise GitConfigFailed(f"no repository at {cwd}", hint=reason)
+        hint = "cd into a clone, or leave out --local"
+        if b"safe.directory" in answer.stderr:
+            hint = _first_line(answer.stderr)
+        raise GitConfigFailed(f"no repository at {cwd}", hint=hint)
     return cwd / _first_line(answer.stdout)
 
 
@@ -282,11 +284,13 @@ def setup(
 ) -> list[Change]:
     """Plan to put `text` (see `render`) to use, in the order to apply it.
 
-    The system's file gets it inline: an include that others cannot read breaks every git command of theirs.
+    The system's file gets it inline: an include that others cannot read breaks every git command of theirs. A
+    repository's too: the file we own is the user's, and what is set up here must not change what is set up there.
     """
     path = user_file(scope, env, cwd)
-    if scope is Scope.SYSTEM:
-        return [_edited(path, lambda before: append_block(before, text), new_mode=0o644)]
+    if scope is not Scope.GLOBAL:
+        mode = 0o644 if scope is Scope.SYSTEM else None
+        return [_edited(path, lambda before: append_block(before, text), new_mode=mode)]
     section = include(owned)
     return [
         Change(owned, _read(owned), os.fsencode(text)),
@@ -308,7 +312,7 @@ def undo(
     # /dev/null holds nothing of ours, nor does a directory that we may not enter.
     files = filter(os.path.isfile, paths)
     changes = [_edited(path, remove_block) for path in files]
-    if scope is not Scope.SYSTEM and not keep_owned:
+    if scope is Scope.GLOBAL and not keep_owned:
         changes.append(Change(owned, _read(owned), None))
     return [change for change in changes if change.is_needed]
 

@@ -42,7 +42,7 @@ from ghapp.errors import (
 )
 from ghapp.git_edge import GitEdge
 from ghapp.installation import ALL, Installation, InstallationId, Scope, permissions_of
-from ghapp.network import Network, http_client
+from ghapp.network import Network, http_client, mend
 from ghapp.routing import App, Place
 from ghapp.wire import printable
 
@@ -193,8 +193,8 @@ class GitHub:
             )
         except httpx.ProxyError as caught:
             status = re.match(r"\d{3}", str(caught))
-            why = f"the proxy {proxy} refused" + (f" (HTTP {status[0]})" if status else "")
-            error = ProxyFailed(why, hint=f"mend {self._network.proxy_origin}")
+            why = f"the proxy {proxy} refused to connect to {name}" + (f" (HTTP {status[0]})" if status else "")
+            error = ProxyFailed(why, hint=mend(self._network.proxy_origin))
         except httpx.TimeoutException:
             error = NetworkFailed(f"{proxy or name} did not answer in time", hint=_CHECK_NETWORK)
         except httpx.ConnectError as caught:
@@ -211,18 +211,20 @@ class GitHub:
             if isinstance(cause, ssl.SSLCertVerificationError):
                 return TlsFailed(
                     f"the TLS certificate of {self._host} does not verify: {cause.verify_message}",
-                    hint="a proxy or captive portal may be in the way; set network.ca_file for a company's CA",
+                    hint="for a company's CA: set SSL_CERT_FILE or network.ca_file, then: ghapp daemon restart",
                 )
             if isinstance(cause, ssl.SSLError):
                 return TlsFailed(f"no TLS connection to {self._host} ({cause.reason})", hint=_CHECK_NETWORK)
         if proxy:
-            return ProxyFailed(f"cannot connect to the proxy {proxy}", hint=f"mend {self._network.proxy_origin}")
+            why = f"cannot connect to the proxy {proxy}, on the way to {self._host}"
+            return ProxyFailed(why, hint=mend(self._network.proxy_origin))
         if any("gaierror" in type(cause).__name__ for cause in chain):
-            return NetworkFailed(f"cannot resolve {self._host}", hint=_CHECK_NETWORK)
-        return NetworkFailed(f"cannot connect to {self._host}", hint=_CHECK_NETWORK)
+            return NetworkFailed(f"cannot resolve {self._host}", hint=_CHECK_WAY)
+        return NetworkFailed(f"cannot connect to {self._host}", hint=_CHECK_WAY)
 
 
 _CHECK_NETWORK = "check the network, and https://www.githubstatus.com"
+_CHECK_WAY = "check the network; where a proxy is needed: set HTTPS_PROXY, then: ghapp daemon restart"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -388,6 +390,9 @@ class AppClient:
                 raise _clock_rejected()
             answer = await self._github.request(method, path, await self._jwt(), body)
         if answer.status not in accept or answer.message == _UNKNOWN_APP:
+            if answer.status == httpx.codes.UNAUTHORIZED:
+                with suppress(GhappError):  # to be named in the refusal
+                    await self.fingerprint()
             raise self._refusal(answer)
         if answer.body is None and not answer.is_redirect:
             raise self._not_the_api(answer)
@@ -473,10 +478,7 @@ class AppClient:
         if message.startswith(_TIME_MESSAGES):
             return _clock_rejected()
         if status == httpx.codes.UNAUTHORIZED or message == _UNKNOWN_APP:
-            return AppRejected(
-                f"GitHub does not accept the key of {self._app.name} for app {self._app.issuer}: {message}",
-                hint=f"compare the fingerprint in 'ghapp app show {self._app.name}' with the app's page on GitHub",
-            )
+            return self._app_rejected(message)
         if status == httpx.codes.FORBIDDEN and "suspended" in message:
             return Suspended(
                 f"an installation of {self._app.name} is suspended",
@@ -491,6 +493,15 @@ class AppClient:
         if status == httpx.codes.UNPROCESSABLE_ENTITY and "repository" in message:
             return NotSelected(f"GitHub: {message}", hint="select the repository in the installation's settings")
         return Forbidden(f"GitHub refused (HTTP {status}): {message}")
+
+    def _app_rejected(self, message: str) -> AppRejected:
+        issuer, page = self._app.issuer, f"the app's page: https://{self._app.host}/settings/apps"
+        if message == _UNKNOWN_APP:
+            return AppRejected(f"GitHub knows no app {issuer}", hint=f"compare the id with {page}")
+        return AppRejected(
+            f"GitHub does not accept the key {self._fingerprint} for app {issuer}: {message}",
+            hint=f"compare the fingerprint with {page}",
+        )
 
 
 def _asked_to_wait(answer: Answer, now: float) -> float | None:

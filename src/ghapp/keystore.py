@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import (
 )
 
 from ghapp import autostart
+from ghapp.config import GITHUB
 from ghapp.errors import (
     GhappError,
     KeyMissing,
@@ -39,7 +40,6 @@ from ghapp.private_key import PUBLIC_EXPONENT, fingerprint
 READ_LIMIT = 5.0  # seconds; a keyring answers in 20 ms, and git waits
 PERSON_LIMIT = 120.0  # seconds for a person to type a password
 _PREFIX = b"rsa1:"
-_AGAIN = "ghapp app add again, with --key"
 
 
 def encode_key(key: RSAPrivateKey) -> bytes:
@@ -60,7 +60,7 @@ def decode_key(value: bytes | bytearray) -> RSAPrivateKey:
     except (ValueError, binascii.Error, ZeroDivisionError):
         pass
     # Outside of the except block, so that no exception with a part of the value in it hangs on ours.
-    raise KeyUnavailable("the key in the keyring is damaged", hint=_AGAIN)
+    raise KeyUnavailable("the key in the keyring is damaged", hint="ghapp app add NAME --app-id N --key FILE")
 
 
 def _rebuild(p: int, q: int) -> RSAPrivateKey:
@@ -96,7 +96,7 @@ class KeyStore:
         finally:
             value[:] = bytes(len(value))
         if not account.endswith(fingerprint(key)):
-            raise KeyUnavailable("the keyring holds another key under that name", hint=_AGAIN)
+            raise KeyUnavailable("the keyring holds another key under that name", hint=_again(account))
         return key
 
     def write(self, account: str, key: RSAPrivateKey) -> None:
@@ -132,30 +132,45 @@ class KeyStore:
                 output, _ = child.communicate(json.dumps(request).encode() + b"\n" + secret, timeout=limit)
             except subprocess.TimeoutExpired:
                 child.kill()
-                raise KeyringSilent(f"the keyring did not answer within {limit:.0f} s", hint="ghapp unlock") from None
+                raise KeyringSilent(
+                    f"the keyring did not answer within {limit:.0f} s", hint=_OPEN if interactive else "ghapp unlock"
+                ) from None
             except BaseException:
                 child.kill()
                 raise
         word, _, rest = output.partition(b"\n")
         if word == b"ok":
             return bytearray(rest)
-        raise _error(word.decode("ascii", "replace"))
+        raise _error(word.decode("ascii", "replace"), account, interactive=interactive)
 
 
 _CHOICES = "choose where the key is to be: --signer file:PATH, or a keyring by [keyring] backend in config.toml"
 
 
-def _error(word: str) -> GhappError:
+_OPEN = "unlock it on the desktop; on a machine without one: ghapp app add NAME ... --key FILE --signer file:PATH"
+
+
+def _again(account: str) -> str:
+    """Return the command that stores the key of `account` anew."""
+    host, _, rest = account.partition("/")
+    number = rest.partition("/")[0]
+    option = "--app-id" if number.isdecimal() else "--client-id"
+    elsewhere = "" if host == GITHUB else f" --host {host}"
+    return f"ghapp app add NAME {option} {number}{elsewhere} --key FILE"
+
+
+def _error(word: str, account: str, *, interactive: bool) -> GhappError:
     kind, _, detail = word.partition(" ")
     match kind:
         case "locked":
-            return KeyringLocked("the keyring is locked", hint="unlock it: log in on the desktop, or 'ghapp unlock'")
+            unlock = _OPEN if interactive else "unlock it: log in on the desktop, or 'ghapp unlock'"
+            return KeyringLocked("the keyring is locked", hint=unlock)
         case "dismissed":
-            return KeyringDismissed("the keyring's question was dismissed", hint="ghapp unlock")
+            return KeyringDismissed("the keyring's question was dismissed", hint=_OPEN)
         case "absent":
             return KeyringAbsent("no keyring service runs on this session", hint=_CHOICES)
         case "missing":
-            return KeyMissing("the key is not in the keyring", hint=_AGAIN)
+            return KeyMissing("the key is not in the keyring", hint=_again(account))
         case "refused":
             return KeyringFailed(
                 f"the keyring backend {detail} is not used: it would not protect the key", hint=_CHOICES

@@ -50,6 +50,11 @@ def _bypasses(host: str, no_proxy: str) -> bool:
     return bypasses
 
 
+def mend(origin: str) -> str:
+    """Return the hint for a setting that does not work: the daemon keeps the environment it was started in."""
+    return f"mend {origin}, then: ghapp daemon restart"
+
+
 def network_from(environment: Mapping[str, str], configured: Mapping[str, str]) -> Network:
     """Return the settings of the ``[network]`` section, and of the environment where that is silent."""
 
@@ -73,12 +78,12 @@ def trust(network: Network) -> ssl.SSLContext:
         return truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     for path in filter(None, (network.ca_file, network.ca_directory)):
         if not Path(path).exists():
-            raise TlsFailed(f"{path} does not exist, which {network.ca_origin} names", hint="ghapp daemon restart")
+            raise TlsFailed(f"{path} does not exist, which {network.ca_origin} names", hint=mend(network.ca_origin))
     try:
         return ssl.create_default_context(cafile=network.ca_file or None, capath=network.ca_directory or None)
     except OSError as error:  # ssl.SSLError is one
         why = "holds no certificates" if isinstance(error, ssl.SSLError) else f"cannot be read: {error.strerror}"
-        raise TlsFailed(f"{network.ca_file} {why}", hint=f"mend {network.ca_origin}") from None
+        raise TlsFailed(f"{network.ca_file} {why}", hint=mend(network.ca_origin)) from None
 
 
 def http_client(network: Network, host: str) -> httpx.AsyncClient:
@@ -89,7 +94,7 @@ def http_client(network: Network, host: str) -> httpx.AsyncClient:
     proxy = network.proxy_for(host)
     if proxy and not _PROXY.fullmatch(proxy):
         raise ProxyFailed(
-            f"the proxy in {network.proxy_origin} is not http://HOST:PORT", hint=f"mend {network.proxy_origin}"
+            f"the proxy in {network.proxy_origin} is not http://HOST:PORT", hint=mend(network.proxy_origin)
         )
     return httpx.AsyncClient(
         verify=trust(network),

@@ -113,10 +113,14 @@ class Restraint:
         return answer
 
     def remember(self, key: Hashable, error: GhappError, now: float) -> None:
-        """Answer whoever asks for `key` with `error`, for as long as the error says."""
+        """Answer whoever asks for `key` with `error`, for as long as the error says.
+
+        One that is told because it is remembered is not remembered for longer by being told.
+        """
+        told = [until for known, until in self._failures.values() if known is error and until > now]
         while len(self._failures) >= MAX_FAILURES:
             del self._failures[next(iter(self._failures))]
-        self._failures[key] = (error, now + error.remember)
+        self._failures[key] = (error, min([now + error.remember, *told]))
 
     def raise_remembered(self, key: Hashable, now: float) -> None:
         """Raise what is remembered for `key`."""
@@ -145,10 +149,10 @@ class Restraint:
         of_app.times.append(now)
         return of_scope
 
-    def last_mint_failed(self, scope: Hashable) -> bool:
-        """Tell whether the last mint for `scope` failed."""
+    def last_mint_failed(self, scope: Hashable, now: float) -> bool:
+        """Tell whether the last mint for `scope` failed within a minute: later it may as well succeed."""
         pace = self._paces.get(scope)
-        return pace is not None and pace.error is not None
+        return pace is not None and pace.error is not None and pace.recent(now) > 0
 
 
 @asynccontextmanager

@@ -74,8 +74,15 @@ def test_it_shows_the_main_job_and_leaves_nothing(demo: subprocess.Popen[str], p
     assert left_behind(place) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
-@pytest.mark.parametrize("moment", ["python -m standin", "ghapp app add", "git clone", "git push"])
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        ("python -m standin", signal.SIGINT),
+        ("ghapp app add", signal.SIGTERM),
+        ("git clone", signal.SIGHUP),
+        ("git push", signal.SIGINT),
+    ],
+)
 def test_interrupted_it_leaves_nothing_either(
     demo: subprocess.Popen[str], place: Path, moment: str, number: signal.Signals
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ghapp.cli.output import hint, say_error
+from ghapp.cli.output import Group, hint, say_error
 from ghapp.errors import GhappError, UsageError
 
 
@@ -25,7 +25,7 @@ _COMMANDS = {
 }
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Group):
     """A group that knows its commands by name and imports the one that is called: --help of one costs one."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature
@@ -44,7 +44,7 @@ class LazyGroup(click.Group):
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
-    epilog="Begin with: ghapp app add --app-id N --signer file:KEY.pem && ghapp setup-git",
+    epilog="\b\nBegin with:\n  ghapp app add --app-id N --key KEY.pem && ghapp setup-git",
 )
 @click.version_option(package_name="ghapp", message="%(prog)s %(version)s")
 def cli() -> None:

@@ -5,20 +5,37 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from ghapp import config
 from ghapp.cli.daemon_client import call, call_if_running
-from ghapp.cli.key_import import Stored, forget_keyring_keys, settle_in_keyring, store_in_file, store_in_keyring
-from ghapp.cli.output import confirm, hint, json_option, print_json, print_table, say
-from ghapp.credential import normal_host
-from ghapp.errors import ConfigError
+from ghapp.cli.host import check_host
+from ghapp.cli.key_import import (
+    Stored,
+    forget_keyring_keys,
+    hint_at_orphan,
+    settle_in_keyring,
+    store_in_file,
+    store_in_keyring,
+)
+from ghapp.cli.output import Group, confirm, hint, json_option, print_json, print_table, say, warn
+from ghapp.errors import ConfigError, KeyUnavailable, UsageError
 from ghapp.keystore import KeyStore
 from ghapp.routing import App
 
 
-@click.group()
+def _names(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return the names of the apps, for the shell."""
+    try:
+        apps = config.load(config.config_file()).apps
+    except ConfigError:
+        return []  # the shell has no place for the reason
+    return [CompletionItem(entry.name) for entry in apps if entry.name.startswith(incomplete)]
+
+
+@click.group(cls=Group)
 def app() -> None:
-    r"""Register, list, show and remove apps.
+    """Register, list, show and remove apps.
 
     \b
     Example:
@@ -30,9 +47,17 @@ def app() -> None:
 @click.argument("name", required=False)
 @click.option("--client-id", default="", metavar="ID", help="The app's client ID (preferred by GitHub).")
 @click.option("--app-id", type=click.IntRange(min=1), metavar="N", help="The app's numeric ID.")
-@click.option("--key", metavar="FILE", help="The private key that GitHub let you download; - reads stdin.")
+@click.option(
+    "--key", type=click.Path(), metavar="FILE", help="The private key that GitHub let you download; - reads stdin."
+)
 @click.option("--signer", metavar="S", help="Where the key is to be: keyring (default) or file:PATH.")
-@click.option("--host", default=config.GITHUB, show_default=True, help="github.com, SUB.ghe.com or your server.")
+@click.option(
+    "--host",
+    default=config.GITHUB,
+    show_default=True,
+    callback=check_host,
+    help="github.com, SUB.ghe.com or your server.",
+)
 @click.option("--api-url", default="", metavar="URL", help="The API's base, where it is not the usual one.")
 @click.option("--no-verify", is_flag=True, help="Do not ask GitHub whether ID and key fit.")
 @click.option("--delete-key-file", is_flag=True, help="Delete FILE once its key is stored.")
@@ -50,7 +75,7 @@ def add(
     delete_key_file: bool,
     as_json: bool,
 ) -> None:
-    r"""Register an app and its key, and check both with GitHub.
+    """Register an app and its key, and check both with GitHub.
 
     The key goes into the keyring of your desktop session. On a machine without
     one, --signer file:PATH writes it to PATH, readable by you alone; without
@@ -68,13 +93,22 @@ def add(
     reference = _signer(signer, key)
     if delete_key_file and key is not None and _is_same(key, reference.removeprefix("file:")):
         raise click.UsageError("--delete-key-file would delete the key itself: --signer names the same file")
-    host = normal_host(host)
     url = (api_url or config.api_url(host)).rstrip("/")
     given = App("app", host, url, client_id or str(app_id), (reference,), client_id=client_id, app_id=app_id)
     found, known = _register(given, name, key, verify=not no_verify)
     if delete_key_file and key is not None:
         Path(key).unlink()
-    _report(known.name, known.keys[0], found, as_json=as_json)
+    if as_json:
+        print_json(found | {"name": known.name, "signer": known.keys[0]})
+        return
+    _report_configured(known)
+    _report_found(found)
+    if key not in {None, "-"} and not delete_key_file and not _is_same(str(key), reference.removeprefix("file:")):
+        hint(f"the key is stored; {key} can go: rm '{key}'")
+    if not found:
+        hint("nothing was checked; 'ghapp installations' asks GitHub")
+    elif found["installations"]:
+        hint("ghapp setup-git")
 
 
 def _register(given: App, name: str | None, key: str | None, *, verify: bool) -> tuple[dict[str, Any], App]:
@@ -99,13 +133,27 @@ def _register(given: App, name: str | None, key: str | None, *, verify: bool) ->
             if copy is not None:
                 copy.take_back()
         raise
-    if settled is not None:
-        stored.take_back()
-    for old in before.apps:
-        if old.name == known.name:
-            forget_keyring_keys(old, store, but=known.keys)
-    call_if_running("reload")
+    call_if_running("reload")  # before the old key goes: killed between the two, the daemon would believe in it still
+    others = [old for old in before.apps if old.name != known.name]
+    for old in others:
+        if _is_same_app(old, known):
+            warn(f"{old.name} is the same app under another name")
+            hint(f"if one is enough: ghapp app remove {old.name}")
+    outdated = given
+    try:
+        if settled is not None:
+            stored.take_back()
+        for outdated in (old for old in before.apps if old.name == known.name):
+            forget_keyring_keys(outdated, store, [*others, known])
+    except KeyUnavailable as error:
+        warn(f"a former key of {known.name} is still in the keyring: {error}")
+        hint_at_orphan(outdated, outdated.keys[0] if outdated is not given else known.keys[0])
     return found, known
+
+
+def _is_same_app(one: App, other: App) -> bool:
+    ids = (one.app_id is not None and one.app_id == other.app_id, one.client_id and one.client_id == other.client_id)
+    return one.host == other.host and any(ids)
 
 
 def _write(known: App) -> None:
@@ -129,6 +177,8 @@ def _signer(given: str | None, key: str | None) -> str:
     kind, _, path = str(given).partition(":")
     if kind == "keyring" and path.startswith("SHA256:") and key is None:
         return str(given)
+    if str(given).startswith(("/", "~", "./", "../")):
+        raise UsageError(f"there is no signer {given}", hint=f"--signer file:{given}")
     if kind != "file" or not path:
         raise click.UsageError(f"there is no signer {given!r}; this version knows keyring and file:PATH")
     return f"file:{Path(path).expanduser().absolute()}"
@@ -157,14 +207,13 @@ def _verify(app: App) -> dict[str, Any]:
     return found
 
 
-def _report(name: str, reference: str, found: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        print_json(found | {"name": name, "signer": reference})
-        return
-    click.echo(f"app          {name}")
-    click.echo(f"signer       {reference}")
+def _report_configured(known: App) -> None:
+    click.echo(f"app          {known.name}")
+    click.echo(f"signer       {known.keys[0]}")
+
+
+def _report_found(found: dict[str, Any]) -> None:
     if not found:
-        hint("nothing was checked; 'ghapp installations' asks GitHub")
         return
     click.echo(f"fingerprint  {found['fingerprint']}")
     for entry in found["installations"]:
@@ -173,14 +222,12 @@ def _report(name: str, reference: str, found: dict[str, Any], *, as_json: bool) 
     if not found["installations"]:
         click.echo("installed    nowhere yet")
         hint(f"install it: {found['html_url']}/installations/new")
-        return
-    hint("ghapp setup-git")
 
 
 @app.command(name="list")
 @json_option
 def list_apps(*, as_json: bool) -> None:
-    r"""List the registered apps.
+    """List the registered apps.
 
     \b
     Example:
@@ -194,15 +241,15 @@ def list_apps(*, as_json: bool) -> None:
         say("no app is registered")
         hint("ghapp app add --help")
         return
-    rows = ((entry.name, entry.host, entry.issuer, ", ".join(entry.keys)) for entry in apps)
-    print_table(("NAME", "HOST", "ID", "KEYS"), rows)
+    rows = ((entry.name, entry.host, entry.app_id or "", entry.client_id, ", ".join(entry.keys)) for entry in apps)
+    print_table(("NAME", "HOST", "APP ID", "CLIENT ID", "KEYS"), rows)
 
 
 @app.command()
-@click.argument("name")
+@click.argument("name", shell_complete=_names)
 @json_option
 def show(*, name: str, as_json: bool) -> None:
-    r"""Show one app: its key's fingerprint and where it is installed.
+    """Show one app: its key's fingerprint and where it is installed.
 
     Compare the fingerprint with the one on the app's page on GitHub.
 
@@ -211,18 +258,21 @@ def show(*, name: str, as_json: bool) -> None:
       ghapp app show acme-bot
     """
     entry = _find(name)
-    found = _verify(entry)
     if as_json:
-        print_json(_entries(entry) | found | {"name": entry.name})  # GitHub's name for it may be another
+        print_json(_entries(entry) | _verify(entry) | {"name": entry.name})  # GitHub's name for it may be another
         return
-    _report(entry.name, entry.keys[0], found, as_json=False)
+    _report_configured(entry)  # first: why GitHub cannot be asked is easier to see with it
+    found = _verify(entry)
+    _report_found(found)
+    if found["installations"] and not (config.config_dir() / "gitconfig").exists():
+        hint("ghapp setup-git")
 
 
-@app.command()
-@click.argument("name")
+@app.command(short_help="Forget an app, and its key in the keyring.")
+@click.argument("name", shell_complete=_names)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def remove(*, name: str, yes: bool) -> None:
-    r"""Forget an app, and its key in the keyring; a key in a file stays there.
+    """Forget an app, and its key in the keyring; a key in a file stays there.
 
     \b
     Example:
@@ -233,10 +283,22 @@ def remove(*, name: str, yes: bool) -> None:
     before = config.load(config.config_file())
     config.remove_app(config.config_file(), name)
     call_if_running("reload")
-    forget_keyring_keys(entry, KeyStore(before.keyring_backend))
-    kept = [key.removeprefix("file:") for key in entry.keys if key.startswith("file:")]
-    say(f"{name} is forgotten" + (f"; its key stays in {', '.join(kept)}" if kept else ", and its key"))
-    hint("ghapp setup-git brings git's configuration up to date")
+    remaining = [other for other in before.apps if other.name != name]
+    try:
+        users = forget_keyring_keys(entry, KeyStore(before.keyring_backend), remaining)
+    except KeyUnavailable as error:
+        warn(f"{name} is forgotten; its key is still in the keyring: {error}")
+        hint_at_orphan(entry, next(key for key in entry.keys if key.startswith("keyring:")))
+    else:
+        say(f"{name} is forgotten{_what_became_of_keys(entry, users)}")
+    hint("ghapp setup-git brings git's configuration up to date" if remaining else "ghapp setup-git --undo")
+
+
+def _what_became_of_keys(entry: App, users: list[str]) -> str:
+    files = [key.removeprefix("file:") for key in entry.keys if key.startswith("file:")]
+    if users:
+        return f"; its key stays: app {users[0]} uses it"
+    return f"; its key stays in {', '.join(files)}" if files else ", and its key"
 
 
 def _find(name: str) -> App:

@@ -6,10 +6,10 @@ import signal
 
 import click
 
-from ghapp import autostart, paths, process
+from ghapp import autostart, config, paths, process
 from ghapp import daemon as ghapp_daemon
 from ghapp.cli.daemon_client import ask, call_if_running, started_error
-from ghapp.cli.output import json_option, print_json, say
+from ghapp.cli.output import Group, counted, json_option, print_json, say
 from ghapp.cli.status import status
 from ghapp.errors import DaemonFailed, GhappError
 
@@ -18,9 +18,9 @@ END_LIMIT = 15.0  # seconds: revoking may take 5, requests in flight 2
 TERM_LIMIT = 5.0  # seconds after SIGTERM; one that still runs then hangs, and is killed
 
 
-@click.group()
+@click.group(cls=Group)
 def daemon() -> None:
-    r"""Run, start, stop the daemon; git starts it by itself.
+    """Run, start, stop the daemon; git starts it by itself.
 
     \b
     Example:
@@ -30,18 +30,22 @@ def daemon() -> None:
 
 @daemon.command()
 def run() -> None:
-    r"""Run the daemon in the foreground, until Ctrl-C.
+    """Run the daemon in the foreground, until Ctrl-C.
 
     \b
     Example:
       ghapp daemon run
     """
+    directory = paths.runtime_dir()
+    if process.complete(directory):
+        pid = process.lock_holder(directory)
+        raise DaemonFailed(f"the daemon runs already (pid {pid})", hint="ghapp daemon stop")
     process.leave(ghapp_daemon.main([]))
 
 
 @daemon.command()
 def start() -> None:
-    r"""Start the daemon and return when it listens.
+    """Start the daemon and return when it listens.
 
     \b
     Example:
@@ -55,24 +59,24 @@ def start() -> None:
 @daemon.command()
 @click.option("--keep-tokens", is_flag=True, help="Leave the tokens to GitHub, which ends them within the hour.")
 def stop(*, keep_tokens: bool) -> None:
-    r"""Stop the daemon, revoke its tokens, and return when it is gone.
+    """Stop the daemon, revoke its tokens, and return when it is gone.
 
     \b
     Example:
       ghapp daemon stop
     """
-    if not _stop(revoke=not keep_tokens):
-        say("no daemon runs")
+    say("the daemon is stopped" if _stop(revoke=not keep_tokens) else "no daemon runs")
 
 
 @daemon.command()
 def restart() -> None:
-    r"""Stop the daemon without revoking tokens, and start it anew.
+    """Stop the daemon without revoking tokens, and start it anew.
 
     \b
     Example:
       ghapp daemon restart
     """
+    config.load(config.config_file())  # first: one that is broken must not cost the daemon that serves
     _stop(revoke=False)
     _start()
     say("the daemon runs")
@@ -81,7 +85,7 @@ def restart() -> None:
 @daemon.command(name="status")
 @json_option
 def daemon_status(*, as_json: bool) -> int:
-    r"""Show the daemon's state; exits 1 if none runs.
+    """Show the daemon's state; exits 1 if none runs.
 
     \b
     Example:
@@ -115,9 +119,10 @@ def _stop(*, revoke: bool) -> bool:
         result = answer["result"]
         holder = result["pid"]
         if result["revoked"]:
-            say(f"revoked {result['revoked']} tokens")
+            say(f"revoked {counted(result['revoked'], 'token')}")
         if result["not_revoked"]:
-            say(f"{result['not_revoked']} tokens could not be revoked; GitHub ends them within the hour")
+            alive, them = counted(result["not_revoked"], "token"), "it" if result["not_revoked"] == 1 else "them"
+            say(f"{alive} could not be revoked; GitHub ends {them} within the hour")
     if holder is None:
         ending = process.is_locked(directory)  # by another's wish; it takes no more requests
         if not process.wait_for_lock(directory, END_LIMIT):

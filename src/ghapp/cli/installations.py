@@ -2,14 +2,15 @@
 
 import click
 
+from ghapp import config
 from ghapp.cli.daemon_client import call
-from ghapp.cli.output import json_option, print_json, print_table, say
+from ghapp.cli.output import hint, json_option, print_json, print_table, say
 
 
 @click.command()
 @json_option
 def installations(*, as_json: bool) -> None:
-    r"""List where the apps are installed, asked of GitHub now.
+    """List where the apps are installed, asked of GitHub now.
 
     \b
     Example:
@@ -18,6 +19,10 @@ def installations(*, as_json: bool) -> None:
     found = call("installations")
     if as_json:
         print_json(found)
+        return
+    if not found and not config.load(config.config_file()).apps:
+        say("no app is registered")
+        hint("ghapp app add --help")
         return
     if not found:
         say("no app of yours is installed anywhere")

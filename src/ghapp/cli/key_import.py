@@ -4,11 +4,12 @@ A key is written under a name of its own and read back; the configuration switch
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ghapp import config
+from ghapp.cli.output import hint, say
 from ghapp.errors import KeyMissing, KeyUnavailable, UsageError
 from ghapp.keystore import KeyStore
 from ghapp.private_key import MAX_PEM, fingerprint, load_key
@@ -28,6 +29,8 @@ class Stored:
 def read_pem(source: str) -> bytes:
     """Return what `source` holds, stdin for ``-``. Raises `KeyUnavailable`."""
     if source == "-":
+        if sys.stdin.isatty():
+            say("paste the key, end with Ctrl-D")
         return sys.stdin.buffer.read(MAX_PEM + 1)
     try:
         with Path(source).open("rb") as file:
@@ -41,15 +44,25 @@ def store_in_file(source: str, target: Path) -> Stored:
     pem = read_pem(source)
     load_key(pem, source="stdin" if source == "-" else source)
     reference = f"file:{target}"
-    if target.exists():
-        if target.read_bytes() == pem:
-            return Stored(reference, lambda: None)
+    there = _content(target)
+    if there == pem:
+        return Stored(reference, lambda: None)
+    if there is not None:
         raise UsageError(f"{target} exists and holds something else", hint="give another path")
     try:
         config.write_atomically(target, pem, mode=0o600)
     except OSError as error:
         raise KeyUnavailable(f"cannot write {target}: {error.strerror}") from None
     return Stored(reference, lambda: target.unlink(missing_ok=True))
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise KeyUnavailable(f"cannot read {path}: {error.strerror}", hint="give another path") from None
 
 
 def store_in_keyring(source: str, app: App, store: KeyStore) -> Stored:
@@ -70,16 +83,33 @@ def settle_in_keyring(before: App, after: App, store: KeyStore) -> Stored | None
     new, *_ = accounts(after, name)
     if old == new:
         return None
-    store.write(new, store.read(old, interactive=True))
-    return Stored(after.keys[0], lambda: store.delete(new))
+    was_there = _holds(store, new)  # another entry for the same app
+    if not was_there:
+        store.write(new, store.read(old, interactive=True))
+    return Stored(after.keys[0], lambda: None if was_there else store.delete(new))
 
 
-def forget_keyring_keys(app: App, store: KeyStore, *, but: tuple[str, ...] = ()) -> None:
-    """Remove the keys of `app` from the keyring, except those that are still named."""
-    for reference in set(app.keys) - set(but):
-        if reference.startswith("keyring:"):
+def forget_keyring_keys(app: App, store: KeyStore, remaining: Iterable[App]) -> list[str]:
+    """Remove the keys of `app` from the keyring, except those of `remaining` apps; return who of these uses one.
+
+    An account's name does not tell whose entry it is, so two entries for one app share it. Raises the keyring's errors.
+    """
+    users = []
+    for reference in app.keys:
+        if not reference.startswith("keyring:"):
+            continue
+        sharing = [other.name for other in remaining if other.host == app.host and reference in other.keys]
+        users += sharing
+        if not sharing:
             for account in accounts(app, reference.removeprefix("keyring:")):
                 store.delete(account)
+    return users
+
+
+def hint_at_orphan(app: App, reference: str) -> None:
+    """Say under which name the keyring still holds a key that nothing needs any more."""
+    account, *_ = accounts(app, reference.removeprefix("keyring:"))
+    hint(f"unlock the keyring and delete it there: service ghapp, username {account}")
 
 
 def _holds(store: KeyStore, account: str) -> bool:

@@ -9,7 +9,7 @@ from ghapp.cli.output import json_option, print_json, print_table, say
 @click.command()
 @json_option
 def leases(*, as_json: bool) -> None:
-    r"""List the tokens that live.
+    """List the tokens that live.
 
     A token is named by its SHA-256, as in GitHub's audit log, and never shown.
 

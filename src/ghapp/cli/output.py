@@ -1,6 +1,8 @@
 """How commands speak: results on stdout, everything else on stderr with a prefix; colour and width by rich."""
 
+import difflib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -9,6 +11,35 @@ import click
 
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+_WHOLE = ("ID", "LEASE", "EXPIRES", "SETTINGS")  # columns that people copy from
+_WIDEST = 10_000
+
+
+class Group(click.Group):
+    """A group that prints its help when it is called alone, and knows what was nearly typed; in every click."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse, unless there is nothing to parse: wrong usage, and the help is all there is to say."""
+        if not args and not ctx.resilient_parsing:
+            click.echo(ctx.get_help(), err=True)
+            ctx.exit(2)
+        return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that `args` begin with; raises `click.UsageError`, which names the nearest."""
+        name = args[0]
+        if not ctx.resilient_parsing and not name.startswith("-") and self.get_command(ctx, name) is None:
+            close = difflib.get_close_matches(name, self.list_commands(ctx), n=1)
+            ctx.fail(f"no such command {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+        return super().resolve_command(ctx, args)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return ``1 token`` or ``2 tokens``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def json_option(command: Command) -> Command:
@@ -27,14 +58,18 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     from rich.console import Console  # noqa: PLC0415  # as said
     from rich.table import Table  # noqa: PLC0415  # as said
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    # rich drops colours alone for these.
+    is_plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") in {"dumb", "unknown"}
+    table = Table(box=None, pad_edge=False, header_style="none" if is_plain else "bold")
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column.endswith(_WHOLE))
     for row in rows:
         table.add_row(*(printable(str(cell)) for cell in row))
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console = Console(highlight=False, markup=False, emoji=False, width=500)
+    needed = console.measure(table, options=console.options.update(width=_WIDEST)).minimum
+    console.width = max(console.width, needed)  # what is copied from a table is not cut: the terminal folds it
     console.print(table)
 
 

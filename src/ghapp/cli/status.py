@@ -4,14 +4,16 @@ from datetime import timedelta
 
 import click
 
+from ghapp import config
 from ghapp.cli.daemon_client import call_if_running
-from ghapp.cli.output import json_option, print_json
+from ghapp.cli.output import hint, json_option, print_json
+from ghapp.errors import ConfigError
 
 
 @click.command()
 @json_option
 def status(*, as_json: bool) -> None:
-    r"""Show what is going on.
+    """Show what is going on.
 
     Exits 0 also when no daemon runs: it starts by itself when git needs it.
 
@@ -36,6 +38,7 @@ def status(*, as_json: bool) -> None:
         return
     if not found["running"]:
         click.echo("no daemon runs; git starts it when needed, 'ghapp daemon start' now")
+        _show_configuration()
         return
     uptime = timedelta(seconds=int(found["uptime"]))
     offset = found["clock_offset"]
@@ -45,4 +48,18 @@ def status(*, as_json: bool) -> None:
     for app in found["apps"]:
         click.echo(f"app      {app['name']} on {app['host']}")
     if not found["apps"]:
+        click.echo("app      none; ghapp app add --help")
+
+
+def _show_configuration() -> None:
+    """Show what is there before a daemon runs, or keeps one from running."""
+    try:
+        apps = config.load(config.config_file()).apps
+    except ConfigError as error:
+        click.echo(f"config   broken: {error}")
+        hint(error.hint)
+        return
+    for app in apps:
+        click.echo(f"app      {app.name} on {app.host}")
+    if not apps:
         click.echo("app      none; ghapp app add --help")

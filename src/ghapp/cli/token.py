@@ -6,9 +6,10 @@ import click
 
 from ghapp import config
 from ghapp.cli.daemon_client import call
+from ghapp.cli.host import check_host
 from ghapp.cli.output import json_option, print_json
 from ghapp.credential import Repository, normal_host, parse_repository
-from ghapp.errors import UsageError
+from ghapp.errors import ConfigError, GitConfigFailed, UsageError
 
 
 def parse_permissions(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -25,7 +26,10 @@ def parse_permissions(_ctx: click.Context, _param: click.Parameter, values: tupl
 def repository_of_origin() -> tuple[str, str]:
     """Return host and OWNER/REPO of this checkout's remote `origin`. Raises `UsageError`."""
     command = ("git", "config", "--get", "remote.origin.url")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # a fixed command
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # a fixed command
+    except FileNotFoundError:
+        raise GitConfigFailed("git is not on PATH", hint="ghapp token OWNER/REPO") from None
     url = done.stdout.rstrip("\n")
     scheme, separator, rest = url.partition("://")
     host, _, path = rest.rpartition("@")[2].partition("/")
@@ -46,12 +50,12 @@ def repository_of_origin() -> tuple[str, str]:
     help="Only this, such as issues=write; may be repeated.",
 )
 @click.option("--read-only", is_flag=True, help="Read, where the installation grants write.")
-@click.option("--host", default=None, help="Where the repositories are; github.com.")
+@click.option("--host", default=None, callback=check_host, help="Where the repositories are; github.com.")
 @json_option
 def token(
     *, repositories: tuple[str, ...], permissions: dict[str, str], read_only: bool, host: str | None, as_json: bool
 ) -> None:
-    r"""Print a token for other tools than git.
+    """Print a token for other tools than git.
 
     It carries all that the installation grants on the named repositories
     (without a name: that of the remote "origin"), and lives for an hour at most.
@@ -61,6 +65,9 @@ def token(
       GH_TOKEN=$(ghapp token acme/rocket) gh pr list --repo acme/rocket
       ghapp token acme/rocket --permission contents=read --json
     """
+    above = [name for name, level in permissions.items() if level != "read"]
+    if read_only and above:
+        raise click.UsageError(f"--read-only contradicts --permission {above[0]}={permissions[above[0]]}")
     names: list[str] = list(repositories)
     if not names:
         origin_host, name = repository_of_origin()
@@ -69,10 +76,12 @@ def token(
         parsed: Repository | None = parse_repository(name)
         if parsed is None:
             raise click.UsageError(f"{name!r} is not OWNER/REPO")
+    if not config.load(config.config_file()).apps:
+        raise ConfigError("no app is registered", hint="ghapp app add --help")
     found = call(
         "token",
         repositories=names,
-        host=normal_host(host or config.GITHUB),
+        host=host or config.GITHUB,
         permissions=permissions or None,
         read_only=read_only,
     )

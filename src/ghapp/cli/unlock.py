@@ -4,14 +4,14 @@ import click
 
 from ghapp import config
 from ghapp.cli.daemon_client import call_if_running
-from ghapp.cli.output import say
+from ghapp.cli.output import counted, say
 from ghapp.keystore import KeyStore
 from ghapp.signers.keyring import read_from
 
 
-@click.command()
+@click.command(short_help="Load each key now; the keyring may ask you.")
 def unlock() -> None:
-    r"""Load each key now, so that the keyring can ask you for its password.
+    """Load each key now, so that the keyring can ask you for its password.
 
     git never makes the keyring ask: nobody may be there to answer.
 
@@ -28,4 +28,4 @@ def unlock() -> None:
                 read_from(store, app, reference.removeprefix("keyring:"), interactive=True)
                 loaded += 1
     call_if_running("reload")
-    say(f"{loaded} keys can be read" if loaded else "no key is in a keyring")
+    say(f"{counted(loaded, 'key')} can be read" if loaded else "no key is in a keyring")

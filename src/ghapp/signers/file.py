@@ -24,7 +24,9 @@ def read_key_file(path: str) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        hint = "ghapp app show NAME shows where the key is expected"
+        hint = f"ls -l '{path}'"
+        if isinstance(error, FileNotFoundError):
+            hint = f"put the key at {path}, or 'ghapp app add' again with --key"
         raise KeyUnavailable(f"cannot open {path}: {error.strerror}", hint=hint) from None
     try:
         status = os.fstat(descriptor)
