@@ -895,3 +895,14 @@ def test_no_command_is_missing_from_the_list() -> None:
     assert modules - {"__init__", "output", "daemon_client", "host", "key_import"} == {
         name.replace("-", "_") for name in cli._COMMANDS
     }
+
+
+@pytest.mark.parametrize("redirection", [">&-", "2>&-", ">/dev/full", "<&- >&- 2>&-"])
+def test_closed_or_full_output_is_no_traceback(redirection: str) -> None:
+    command = f"'{sys.executable}' -m ghapp status --json {redirection}"
+
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, cwd="/", timeout=30)
+
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert done.returncode in {0, 1}

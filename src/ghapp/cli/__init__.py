@@ -1,5 +1,6 @@
 """The command line: ``ghapp``. Commands are imported when they are called, and only then."""
 
+import contextlib
 import importlib
 import os
 import sys
@@ -74,12 +75,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except GhappError as error:
         say_error(str(error))
         hint(error.hint)
-        return 2 if isinstance(error, UsageError) else 1
+        return 2 if error.code == UsageError.code else 1  # also one that the daemon found
     except BrokenPipeError:
-        # Whoever read our output has seen enough; a later flush must not complain either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()  # whoever read our output has seen enough
         return 1
     except OSError as error:
+        _drop_stdout()
         say_error(": ".join(str(part) for part in (error.filename, error.strerror or error) if part))
         return 1
     return result if isinstance(result, int) else 0
@@ -91,6 +92,19 @@ def _in_our_form(message: str) -> str:
     return line[:1].lower() + line[1:].removesuffix(".")
 
 
+def _drop_stdout() -> None:
+    """Let what is still buffered go nowhere: the flush at the interpreter's end must not complain once more."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main() -> None:
-    """Run the command line of this process."""
+    """Run the command line of this process; a closed descriptor does not become a socket's number."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # noqa: PLR2004  # stderr
+        pass
+    os.close(descriptor)
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  # for the life of the process
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  # as above
     sys.exit(run())

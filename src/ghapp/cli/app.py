@@ -147,7 +147,7 @@ def _register(given: App, name: str | None, key: str | None, *, verify: bool) ->
             forget_keyring_keys(outdated, store, [*others, known])
     except KeyUnavailable as error:
         warn(f"a former key of {known.name} is still in the keyring: {error}")
-        hint_at_orphan(outdated, outdated.keys[0] if outdated is not given else known.keys[0])
+        hint_at_orphan(outdated if outdated is not given else replace(given, keys=known.keys))
     return found, known
 
 
@@ -288,7 +288,7 @@ def remove(*, name: str, yes: bool) -> None:
         users = forget_keyring_keys(entry, KeyStore(before.keyring_backend), remaining)
     except KeyUnavailable as error:
         warn(f"{name} is forgotten; its key is still in the keyring: {error}")
-        hint_at_orphan(entry, next(key for key in entry.keys if key.startswith("keyring:")))
+        hint_at_orphan(entry)
     else:
         say(f"{name} is forgotten{_what_became_of_keys(entry, users)}")
     hint("ghapp setup-git brings git's configuration up to date" if remaining else "ghapp setup-git --undo")

@@ -106,8 +106,9 @@ def forget_keyring_keys(app: App, store: KeyStore, remaining: Iterable[App]) -> 
     return users
 
 
-def hint_at_orphan(app: App, reference: str) -> None:
+def hint_at_orphan(app: App) -> None:
     """Say under which name the keyring still holds a key that nothing needs any more."""
+    reference = next(key for key in app.keys if key.startswith("keyring:"))
     account, *_ = accounts(app, reference.removeprefix("keyring:"))
     hint(f"unlock the keyring and delete it there: service ghapp, username {account}")
 
