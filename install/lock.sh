@@ -28,7 +28,7 @@ compile() {
     shift
     say "writing $file"
     "$TMPDIR/uv/bin/uv" --no-config pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-        --no-emit-index-url --no-emit-find-links --no-annotate --no-strip-extras \
+        --no-emit-find-links --no-annotate --no-strip-extras \
         --custom-compile-command 'sh install/lock.sh' --output-file "$file" "$@" pyproject.toml
 }
 export UV_CACHE_DIR="$TMPDIR/cache" UV_PYTHON_DOWNLOADS=never
