@@ -271,3 +271,10 @@ def test_the_lock_of_a_daemon_is_in_no_child_of_its_starter(directory: Path) -> 
     assert not process.is_locked(str(directory))
     assert in_child(lambda: autostart.ensure(paths.git_socket())) == 0
     assert process.complete(str(directory))
+
+
+def test_a_daemon_is_not_started_from_a_cache_that_it_would_outlive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "prefix", "/home/me/.cache/uv/archive-v0/abc123")
+
+    with pytest.raises(OSError, match="uv tool install ghapp"):
+        autostart.start()

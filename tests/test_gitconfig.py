@@ -16,7 +16,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from ghapp import gitconfig
+from ghapp import autostart, gitconfig
 from ghapp.errors import GitConfigFailed
 from ghapp.gitconfig import Change, Scope
 
@@ -1028,7 +1028,7 @@ def test_the_default_places_are_those_of_this_python(home: Home, monkeypatch: py
     ],
 )
 def test_a_throw_away_prefix_is_known(prefix: str) -> None:
-    assert gitconfig.is_throw_away(prefix)
+    assert autostart.is_throw_away(prefix)
 
 
 @pytest.mark.parametrize(
@@ -1046,4 +1046,4 @@ def test_a_throw_away_prefix_is_known(prefix: str) -> None:
     ],
 )
 def test_a_lasting_prefix_is_not_taken_for_a_throw_away_one(prefix: str) -> None:
-    assert not gitconfig.is_throw_away(prefix)
+    assert not autostart.is_throw_away(prefix)

@@ -3,6 +3,7 @@
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import jwt
 import pytest
@@ -12,7 +13,7 @@ from fakes import make_app
 from standin import keys
 
 from ghapp.broker import Signer
-from ghapp.errors import ConfigError, KeyUnavailable
+from ghapp.errors import ConfigError, KeyMissing, KeyUnavailable
 from ghapp.keystore import KeyStore
 from ghapp.private_key import MAX_PEM, fingerprint
 from ghapp.signers import open_signer
@@ -284,3 +285,42 @@ def test_no_descriptor_is_left_open(tmp_path: Path, path: Path) -> None:
             read_key_file(str(refused))
 
     assert lowest() == before
+
+
+class Shelf:
+    """A key store that holds one key, under one name."""
+
+    def __init__(self, account: str, key: rsa.RSAPrivateKey) -> None:
+        self._account = account
+        self._key = key
+
+    def read(self, account: str, *, interactive: bool = False) -> rsa.RSAPrivateKey:  # noqa: ARG002  # as the real one
+        if account != self._account:
+            raise KeyMissing("the key is not in the keyring")
+        return self._key
+
+
+@pytest.mark.parametrize("number", ["4242", "Iv1"])
+def test_a_key_is_found_in_the_keyring_under_the_apps_number_or_its_client_id(
+    key: rsa.RSAPrivateKey, number: str
+) -> None:
+    name = fingerprint(key)
+    app = make_app(app_id=4242, client_id="Iv1")
+    shelf: Any = Shelf(f"github.com/{number}/{name}", key)
+
+    signer = open_signer(f"keyring:{name}", app, shelf)
+
+    assert signer.fingerprint() == name
+    assert signer.sign(b"message") == key.sign(b"message", padding.PKCS1v15(), hashes.SHA256())
+
+
+def test_a_key_that_is_not_in_the_keyring_says_so(key: rsa.RSAPrivateKey) -> None:
+    shelf: Any = Shelf("github.com/1/other", key)
+
+    with pytest.raises(KeyMissing):
+        open_signer("keyring:SHA256:one=", make_app(app_id=1), shelf).sign(b"message")
+
+
+def test_a_keyring_reference_without_a_fingerprint_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no fingerprint"):
+        open_signer("keyring:one", make_app(), KeyStore())

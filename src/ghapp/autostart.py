@@ -7,6 +7,7 @@ leaves when the sockets listen.
 import contextlib
 import fcntl
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -73,6 +74,8 @@ def interpreter() -> list[str]:
 
 def start(deadline: float = START_LIMIT) -> None:
     """Run the daemon and return when it listens; raise OSError with the reason, and a hint on a second line."""
+    if is_throw_away(sys.prefix):
+        raise OSError("ghapp was started from a cache that a daemon would outlive (E41)\nuv tool install ghapp")
     command = [*interpreter(), "-m", "ghapp.daemon", "--detach"]
     try:
         done = subprocess.run(  # noqa: S603  # our own interpreter and module
@@ -91,6 +94,20 @@ def start(deadline: float = START_LIMIT) -> None:
         raise OSError(f"cannot start the daemon: {error.strerror} (E41)\nuv tool install --force ghapp") from None
     if done.returncode != 0:
         raise OSError(done.stderr.decode(errors="replace").strip() or "the daemon did not start (E41)")
+
+
+def is_throw_away(prefix: str) -> bool:
+    """Tell whether a path lies where `uvx` or `pipx run` keep what they may delete any day."""
+    parts = prefix.split("/")
+    for number, part in enumerate(parts):
+        behind = parts[number + 1 :]
+        if part == "uv" and any(re.match(r"(archive|environments|builds)-v", name) for name in behind):
+            return True
+        if part == "pipx" and behind:
+            in_cache = number > 0 and re.fullmatch(r"\.?caches?", parts[number - 1], re.IGNORECASE)
+            if behind[0] == ".cache" or (in_cache and behind[0] != "venvs"):
+                return True
+    return False
 
 
 def ensure(path: str, *, foreign: bool = False, deadline: float = START_LIMIT) -> None:

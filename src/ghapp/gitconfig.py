@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from ghapp.autostart import is_throw_away
 from ghapp.errors import GitConfigFailed
 
 
@@ -495,17 +496,3 @@ def installed_helper(argv0: str | None = None, directories: Iterable[str] | None
             return candidate
     places = ", ".join(str(candidate.parent) for candidate in candidates)
     raise GitConfigFailed(f"no executable {HELPER} in {places}", hint="reinstall ghapp")
-
-
-def is_throw_away(prefix: str) -> bool:
-    """Tell whether a path lies where `uvx` or `pipx run` keep what they may delete any day."""
-    parts = prefix.split("/")
-    for number, part in enumerate(parts):
-        behind = parts[number + 1 :]
-        if part == "uv" and any(re.match(r"(archive|environments|builds)-v", name) for name in behind):
-            return True
-        if part == "pipx" and behind:
-            in_cache = number > 0 and re.fullmatch(r"\.?caches?", parts[number - 1], re.IGNORECASE)
-            if behind[0] == ".cache" or (in_cache and behind[0] != "venvs"):
-                return True
-    return False

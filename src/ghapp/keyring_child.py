@@ -34,14 +34,19 @@ def main() -> None:
     """Serve one request."""
     process.harden_child()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is our parent's to handle
+    answer()
+
+
+def answer() -> None:
+    """Read the request from stdin and write the answer to stdout."""
     request = json.loads(sys.stdin.buffer.readline())
     secret = sys.stdin.buffer.read().decode("ascii")
     try:
-        answer = _serve(request, secret)
+        found = _serve(request, secret)
     except Word as word:
         sys.stdout.write(f"{word}\n")
         return
-    sys.stdout.write(f"ok\n{answer}")
+    sys.stdout.write(f"ok\n{found}")
 
 
 def _serve(request: dict[str, Any], secret: str) -> str:

@@ -124,7 +124,7 @@ def state_of(path: Path) -> tuple[int, int]:
 def test_an_import_killed_at_any_moment_leaves_the_old_key_or_the_new_one_working(
     rotation: Rotation, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kills = int(os.environ.get("GHAPP_TEST_KILLS", "10"))  # 200 take ten minutes
+    kills = int(os.environ.get("GHAPP_TEST_KILLS", "6"))  # 200 take ten minutes
     began = time.monotonic()
     assert rotation.import_the_other(by_client_id=True).wait(DEADLINE) == 0
     whole = time.monotonic() - began
