@@ -132,9 +132,9 @@ for tool in "ruff check" "ruff format --check" mypy lint-imports; do
     "$0"/$tool || status=1
 done
 exit $status' "$bin"
-stage 'unit tests' "$UNIT" "$bin/python" -m pytest -q -rs \
+stage 'unit tests' "$UNIT" "$bin/python" -m pytest -q -rs -n 2 \
     --cov --cov-report term "--cov-fail-under=$COVERAGE" --ignore tests/e2e --ignore tests/bench tests
-stage 'real git' "$E2E" "$bin/python" -m pytest -q -rs tests/e2e
+stage 'real git' "$E2E" "$bin/python" -m pytest -q -rs -n 2 --dist loadfile tests/e2e
 
 # Every other Python that is here: on PATH, or where pyenv keeps them.
 tested=$(supported_version "$bin/python")
@@ -149,7 +149,7 @@ for other in python3.11 python3.12 python3.13 python3.14 "${PYENV_ROOT:-${HOME-}
         continue
     fi
     tested="$tested $version"
-    stage "unit tests, Python $version" "$OTHER" ".cache/venv-$version/bin/python" -m pytest -q -rs \
+    stage "unit tests, Python $version" "$OTHER" ".cache/venv-$version/bin/python" -m pytest -q -rs -n 2 \
         --ignore tests/e2e --ignore tests/bench tests
 done
 

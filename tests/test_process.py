@@ -124,7 +124,9 @@ def test_a_process_that_is_no_daemon_of_ours_is_left_alone(directory: Path, monk
         stranger.kill()
 
 
-@pytest.mark.parametrize("content", ["", "x", "1", "-5", "0", str(2**22 + 1), pytest.param(str(os.getpid()), id="ours")])
+@pytest.mark.parametrize(
+    "content", ["", "x", "1", "-5", "0", str(2**22 + 1), pytest.param(str(os.getpid()), id="ours")]
+)
 def test_a_pid_that_makes_no_sense_is_nobodys(tmp_path: Path, content: str) -> None:
     (tmp_path / "daemon.lock").write_text(content)
 
