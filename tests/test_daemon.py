@@ -437,3 +437,12 @@ async def test_a_daemon_whose_directory_was_removed_ends_and_leaves_its_successo
             assert "password" in await get(directory)
     finally:
         os.close(lock)
+
+
+async def test_who_asks_for_an_owner_without_the_app_gets_the_link_to_install_it(directory: Path, app: App) -> None:
+    configure(app)
+    async with running(directory):
+        refused = await call(directory, "token", repositories=["elsewhere/thing"])
+
+    assert refused["error"]["data"]["code"] == "E24"
+    assert refused["error"]["data"]["hint"].endswith("/apps/acme-bot/installations/new")

@@ -23,7 +23,7 @@ from ghapp.clock import SystemClock
 from ghapp.config import Config
 from ghapp.control import ControlServer
 from ghapp.credential import Repository, parse_repository
-from ghapp.errors import DaemonFailed, GhappError, UsageError
+from ghapp.errors import DaemonFailed, GhappError, NotInstalled, UsageError
 from ghapp.installation import ALL, Installation, Scope, permissions_of
 from ghapp.lease import Lease, token_sha256
 from ghapp.listener import Listener
@@ -349,9 +349,21 @@ class Daemon:
         await self._wait_until_ready()
         named = [_repository(name) for name in repositories]
         asked = permissions_of(permissions) if permissions else None
-        lease = await self._broker.token(host, named, asked, read_only=read_only)
+        try:
+            lease = await self._broker.token(host, named, asked, read_only=read_only)
+        except NotInstalled as error:
+            raise NotInstalled(error.message, hint=await self._install_link(host) or error.hint) from None
         described = self._describe(lease)
         return {"token": lease.token} | {key: described[key] for key in ("expires_at", "permissions", "repositories")}
+
+    async def _install_link(self, host: str) -> str:
+        """Return where the first app of `host` is installed, by GitHub's own word; "" if that cannot be had."""
+        for app in self._config.apps:
+            if app.host == host:
+                with contextlib.suppress(GhappError):
+                    page = (await self._issuer(app).get_app()).get("html_url")
+                    return f"install it: {page}/installations/new" if isinstance(page, str) else ""
+        return ""
 
     async def _installations(self) -> list[dict[str, object]]:
         """Ask GitHub afresh; the list is what `setup-git` writes sections for."""
