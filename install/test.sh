@@ -14,7 +14,7 @@ set -eu
 LINT=60    # ruff, mypy, import-linter
 UNIT=120   # tests/test_*.py, with coverage
 E2E=240    # tests/e2e: real git, installs, processes
-OTHER=90   # the unit tests again, on each further Python
+OTHER=150  # the unit tests again, on each further Python: the first run there compiles everything
 ALL=840    # everything together, setup included; what is slow gets what is left
 COVERAGE=95 # percent of lines and branches, by the unit tests alone
 
