@@ -14,7 +14,7 @@ set -eu
 LINT=60    # ruff, mypy, import-linter
 UNIT=120   # tests/test_*.py, with coverage
 E2E=240    # tests/e2e: real git, installs, processes
-OTHER=150  # the unit tests again, on each further Python: the first run there compiles everything
+OTHER=150  # the unit tests again, on each further Python; one process: from 3.12 on a worker with threads must not fork
 ALL=840    # everything together, setup included; what is slow gets what is left
 COVERAGE=95 # percent of lines and branches, by the unit tests alone
 
@@ -149,7 +149,7 @@ for other in python3.11 python3.12 python3.13 python3.14 "${PYENV_ROOT:-${HOME-}
         continue
     fi
     tested="$tested $version"
-    stage "unit tests, Python $version" "$OTHER" ".cache/venv-$version/bin/python" -m pytest -q -rs -n 2 \
+    stage "unit tests, Python $version" "$OTHER" ".cache/venv-$version/bin/python" -m pytest -q -rs \
         --ignore tests/e2e --ignore tests/bench tests
 done
 
