@@ -616,6 +616,8 @@ class Machine(RuleBasedStateMachine):
             await asyncio.gather(*requests)
             while settle and self.broker._flights._flights:
                 await asyncio.gather(*self.broker._flights._flights.values(), return_exceptions=True)
+                # A finished flight is removed by its callback; from Python 3.12 on, waiting for it gives that no turn.
+                await asyncio.sleep(0)
 
         self.world.run_until_complete(run())
 
