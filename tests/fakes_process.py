@@ -61,6 +61,25 @@ async def running(directory: Path, *, lock: int | None = None) -> AsyncIterator[
         remove_signal_handlers()
 
 
+@contextlib.asynccontextmanager
+async def ending_by_itself(daemon: Daemon) -> AsyncIterator[None]:
+    """Run `daemon` in this loop; the block begins when it listens, and the daemon has to end after it, unasked."""
+    listens = asyncio.Event()
+    task = asyncio.create_task(daemon.run(listens.set))
+    await asyncio.wait_for(listens.wait(), LIMIT)
+    yield
+    await asyncio.wait_for(task, LIMIT)
+    remove_signal_handlers()
+
+
+def closed_port() -> int:
+    """Return a port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 def remove_signal_handlers() -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

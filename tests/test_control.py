@@ -9,7 +9,7 @@ import pytest
 from fakes_process import talk
 
 from ghapp.control import MAX_LINE, ControlServer
-from ghapp.errors import NotSelected
+from ghapp.errors import GhappError, NotSelected
 from ghapp.listener import Listener
 
 
@@ -29,7 +29,10 @@ async def answer_badly() -> object:
     return object()
 
 
-SERVER = ControlServer({"double": double, "refuse": refuse, "break": break_down, "badly": answer_badly})
+NOTED: list[GhappError] = []
+SERVER = ControlServer(
+    {"double": double, "refuse": refuse, "break": break_down, "badly": answer_badly}, on_error=NOTED.append
+)
 
 
 async def ask(request: object) -> Any:
@@ -88,6 +91,7 @@ async def test_a_failure_carries_code_and_hint() -> None:
         "message": "not there",
         "data": {"code": "E20", "hint": "select it"},
     }
+    assert NOTED.pop().code == "E20"
 
 
 async def test_a_notification_is_not_answered_even_if_it_fails() -> None:

@@ -4,6 +4,8 @@ import asyncio
 import json
 import logging
 import os
+import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,7 +16,18 @@ from threading import Event
 from typing import Any
 
 import pytest
-from fakes_process import LIMIT, end_daemon, eventually, git_cache, make, running, soon, talk
+from fakes_process import (
+    LIMIT,
+    closed_port,
+    end_daemon,
+    ending_by_itself,
+    eventually,
+    git_cache,
+    make,
+    running,
+    soon,
+    talk,
+)
 from standin.model import App
 from standin.server import StandIn
 
@@ -81,7 +94,9 @@ async def test_a_token_is_minted_once_and_the_status_counts_it(directory: Path, 
     assert first["password"] == second["password"]
     assert len(github.mints) == 1
     assert (status["mints"], status["hits"], status["leases"], status["pid"]) == (1, 1, 1, os.getpid())
-    assert status["apps"] == [{"name": "acme-bot", "host": "github.com", "issuer": str(app.id)}]
+    assert status["apps"] == [{"name": "acme-bot", "host": "github.com", "issuer": str(app.id), "trouble": None}]
+    assert (status["calls"], status["flights"]) == (2, 0)
+    assert status["descriptors"] > 3
     assert abs(status["clock_offset"]) < 5
     assert leases[0]["repositories"] == ["rocket"]
     assert leases[0]["uses"] == 2
@@ -173,6 +188,102 @@ async def test_sighup_reads_the_config_and_a_broken_one_keeps_the_old(
         assert "password" in await get(directory)
 
 
+async def test_what_keeps_an_app_from_github_is_in_the_status(directory: Path, app: App) -> None:
+    app.add_key()
+    app.remove_key(app.private_key_pem)
+    async with running(directory):
+        assert "E22" in (await get(directory))["error"]
+        assert (await call(directory, "status"))["result"]["apps"][0]["trouble"] == "E22"
+
+
+@pytest.mark.usefixtures("app")
+@pytest.mark.parametrize("method", ["get", "token"])
+async def test_one_whose_inherited_proxy_is_gone_answers_and_ends(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{closed_port()}")
+    make(directory)
+    async with ending_by_itself(Daemon(str(directory), SystemClock())):
+        if method == "get":
+            assert "cannot connect to the proxy" in (await get(directory))["error"]
+        else:
+            assert (await call(directory, "token", repositories=["acme/rocket"]))["error"]["data"]["code"] == "E16"
+
+
+async def test_one_whose_configured_proxy_is_gone_stays(directory: Path, app: App) -> None:
+    configure(app, f'[network]\nproxy = "http://127.0.0.1:{closed_port()}"\n')
+    async with running(directory) as staying:
+        assert "cannot connect to the proxy" in (await get(directory))["error"]
+        assert not staying._ending.is_set()
+
+
+@pytest.mark.usefixtures("app")
+async def test_one_that_was_replaced_by_another_version_answers_and_ends_without_revoking(
+    directory: Path, github: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    described = tmp_path / "demo-1.0.dist-info"
+    described.mkdir()
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: demo\nVersion: 1.0\n")
+    make(directory)
+    old = Daemon(str(directory), SystemClock(), package="demo")
+    async with ending_by_itself(old):
+        first = (await get(directory))["password"]
+        assert not old._ending.is_set()
+
+        shutil.move(described, tmp_path / "demo-1.1.dist-info")
+        (tmp_path / "demo-1.1.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: demo\nVersion: 1.1\n")
+
+        assert (await get(directory))["password"] == first
+    assert github.live_token(first) is not None
+
+
+LATE_IMPORTS = """
+import asyncio, json, sys
+from pathlib import Path
+from fakes_process import running, talk
+
+async def main(directory, get):
+    async with running(directory) as daemon:
+        await daemon._ready.wait()
+        before = set(sys.modules)
+        answer = await asyncio.to_thread(talk, directory / "git.sock", get)
+        for method in ("status", "installations", "reload", "stop"):
+            line = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method}).encode()
+            assert b"error" not in await asyncio.to_thread(talk, directory / "control.sock", line)
+        print(b"password=" in answer, sorted(set(sys.modules) - before))
+
+asyncio.run(main(Path(sys.argv[1]), sys.argv[2].encode()))
+"""
+
+
+@pytest.mark.usefixtures("app")
+def test_nothing_is_imported_once_it_is_ready(directory: Path) -> None:
+    """In a process of its own: this one has long imported everything."""
+    done = subprocess.run(
+        [sys.executable, "-c", LATE_IMPORTS, directory, GET],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert (done.stdout, done.stderr) == ("True []\n", "")
+
+
+async def test_a_loop_that_is_busy_is_watched_and_an_idle_one_is_not(directory: Path) -> None:
+    async with running(directory) as busy:
+        busy._watchdog._turn = 0.05
+        reader, writer = await asyncio.open_unix_connection(directory / "git.sock")
+        await soon(lambda: busy._watchdog._next_look is not None)
+        writer.write(GET)
+        writer.write_eof()
+        await reader.read()
+        writer.close()
+        await soon(lambda: busy._watchdog._next_look is None)
+
+
 async def test_sighup_makes_missing_and_stolen_sockets_anew(directory: Path) -> None:
     async with running(directory):
         (directory / "control.sock").unlink()
@@ -194,11 +305,20 @@ async def test_any_request_mends_the_other_socket(directory: Path) -> None:
 
 async def test_what_cannot_be_mended_is_logged(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with running(directory):
-        (directory / "git.sock").unlink()
-        (directory / "git.sock").mkdir()
+        shutil.rmtree(directory)
         os.kill(os.getpid(), signal.SIGHUP)
         await soon(lambda: "cannot listen" in caplog.text)
-        (directory / "git.sock").rmdir()
+
+
+async def test_a_squatter_on_the_socket_is_moved_aside(directory: Path) -> None:
+    async with running(directory):
+        (directory / "git.sock").unlink()
+        (directory / "git.sock").write_text("precious")
+        os.kill(os.getpid(), signal.SIGHUP)
+        await soon((directory / "git.sock").is_socket)
+        assert await get(directory) == {"ghapp": "1"}
+
+    assert (directory / "git.sock.aside-1").read_text() == "precious"
 
 
 async def test_one_that_ends_makes_no_socket_anew(directory: Path) -> None:
@@ -304,11 +424,17 @@ async def test_a_daemon_that_is_not_whole_says_so_and_ends(directory: Path, monk
 
 
 async def test_a_start_that_fails_leaves_no_socket(directory: Path) -> None:
-    make(directory / "control.sock")
-
-    with pytest.raises(Exception, match="is not a socket"):
-        async with running(directory):
-            pass
+    make(directory)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, hard))  # enough for one socket
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            async with running(directory):
+                pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
     assert not (directory / "git.sock").exists()
 

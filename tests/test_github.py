@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from fakes import FakeClock
+from fakes_process import closed_port
 from standin import keys, model
 from standin.server import StandIn
 
@@ -1054,13 +1055,6 @@ async def test_a_redirect_in_a_circle_ends(world: World) -> None:
 
 
 # -- no way to GitHub ----------------------------------------------------------------------------------------------
-
-
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager

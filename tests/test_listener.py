@@ -17,7 +17,7 @@ from fakes_process import LIMIT, soon, talk
 
 from ghapp import listener as module
 from ghapp.errors import RuntimeDirectoryRefused
-from ghapp.listener import Connection, Listener
+from ghapp.listener import Connection, Listener, clear_path
 
 
 async def echo(connection: Connection) -> None:
@@ -85,7 +85,7 @@ async def test_a_dead_socket_is_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "directory", "symlink", "fifo"])
-async def test_what_is_no_socket_is_refused_and_left_alone(tmp_path: Path, kind: str) -> None:
+async def test_what_is_no_socket_is_moved_aside_and_not_lost(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "s"
     match kind:
         case "file":
@@ -96,23 +96,37 @@ async def test_what_is_no_socket_is_refused_and_left_alone(tmp_path: Path, kind:
             path.symlink_to(tmp_path / "elsewhere")
         case "fifo":
             os.mkfifo(path)
-    before = path.lstat()
+    before = path.lstat().st_ino
+    (tmp_path / "s.aside-1").write_text("an earlier one")
 
-    with pytest.raises(RuntimeDirectoryRefused, match="is not a socket"):
-        Listener(str(path), echo).open()
+    async with listening(Listener(str(path), echo)) as listener:
+        assert listener.is_in_place()
 
-    assert path.lstat() == before
+    assert (tmp_path / "s.aside-2").lstat().st_ino == before
+    assert (tmp_path / "s.aside-1").read_text() == "an earlier one"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a socket of another user")
-async def test_a_socket_of_another_user_is_refused(tmp_path: Path) -> None:
+async def test_a_socket_of_another_user_is_moved_aside_and_not_deleted(tmp_path: Path) -> None:
     other = socket.socket(socket.AF_UNIX)
     other.bind(str(tmp_path / "s"))
     other.close()
     os.chown(tmp_path / "s", 65534, 65534)
 
-    with pytest.raises(RuntimeDirectoryRefused, match="belongs to user 65534"):
-        Listener(str(tmp_path / "s"), echo).open()
+    async with listening(Listener(str(tmp_path / "s"), echo)) as listener:
+        assert listener.is_in_place()
+
+    assert (tmp_path / "s.aside-1").stat().st_uid == 65534
+
+
+def test_what_cannot_be_moved_is_named(tmp_path: Path) -> None:
+    long_name = tmp_path / ("s" * 250)  # too long once ".aside-1" is put behind it
+    long_name.write_text("precious")
+
+    with pytest.raises(RuntimeDirectoryRefused, match="in the way and cannot be moved: File name too long"):
+        clear_path(str(long_name))
+
+    assert long_name.read_text() == "precious"
 
 
 async def test_a_directory_that_is_gone_leaves_no_descriptor(tmp_path: Path) -> None:
@@ -241,7 +255,9 @@ async def test_a_client_dropped_before_its_task_ran_is_closed(tmp_path: Path) ->
             client.close()
 
 
-async def test_without_descriptors_nobody_is_lost_and_nothing_spins(tmp_path: Path) -> None:
+async def test_without_descriptors_nobody_is_lost_and_nothing_spins(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     async with listening(Listener(str(tmp_path / "s"), echo)) as listener:
         client = connect(tmp_path / "s")
@@ -249,10 +265,15 @@ async def test_without_descriptors_nobody_is_lost_and_nothing_spins(tmp_path: Pa
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
         try:
             await soon(lambda: listener._paused)
+            await soon(lambda: len(caplog.records) == 1)
+            for _ in range(3):  # tried again, and not said again
+                listener._resume()
+                await soon(lambda: listener._paused)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert await asyncio.to_thread(client.recv, 100) == b"hi"
         client.close()
+    assert [record.getMessage() for record in caplog.records] == ["clients have to wait: Too many open files"]
 
 
 async def test_who_waits_in_the_backlog_when_we_end_is_answered(tmp_path: Path) -> None:

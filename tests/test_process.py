@@ -331,6 +331,26 @@ def test_leaving_does_not_wait_for_threads() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (3, "out\n", "err\n")
 
 
+def test_the_limit_of_descriptors_is_the_limit_of_clients() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+        assert process.connection_budget() == 24
+        resource.setrlimit(resource.RLIMIT_NOFILE, (20, hard))
+        assert process.connection_budget() == 8
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_open_descriptors_are_counted() -> None:
+    before = process.open_descriptors()
+    opened = os.open(os.devnull, os.O_RDONLY)
+    try:
+        assert process.open_descriptors() == before + 1
+    finally:
+        os.close(opened)
+
+
 def test_memory_is_told_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert process.resident_bytes() > 5_000_000
 

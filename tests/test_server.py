@@ -44,8 +44,13 @@ class Fixture:
         self.broker = FakeBroker()
         self.quits = True
         self.problem: GhappError | None = None
+        self.noted: list[GhappError] = []
         self.server = GitServer(
-            self.broker, hosts=lambda: {"github.com"}, ready=self.ready, quit_on_error=lambda: self.quits
+            self.broker,
+            hosts=lambda: {"github.com"},
+            ready=self.ready,
+            quit_on_error=lambda: self.quits,
+            on_error=self.noted.append,
         )
 
     async def ready(self) -> None:
@@ -87,6 +92,7 @@ async def test_a_failure_is_explained_to_our_client_and_stops_git(git: Fixture) 
 
     assert await git.ask(OURS + ROCKET) == b"error=no?[2Jnet (E11)\nhint=wait\nquit=1\nghapp=1\n"
     assert await git.ask(GET + ROCKET) == b""
+    assert git.noted == [git.broker.answer] * 2
     git.quits = False
     assert await git.ask(OURS + ROCKET) == b"error=no?[2Jnet (E11)\nhint=wait\nghapp=1\n"
 

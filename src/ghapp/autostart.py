@@ -144,7 +144,8 @@ def _start_once(path: str, lock: int, *, foreign: bool, waited: bool, deadline: 
     try:
         start(deadline)
     except OSError as error:
-        os.pwrite(lock, str(error.args[-1]).encode(errors="replace"), 0)
+        with contextlib.suppress(OSError):  # a full disk; those who waited find out for themselves
+            os.pwrite(lock, str(error.args[-1]).encode(errors="replace"), 0)
         raise
 
 

@@ -178,6 +178,19 @@ class Broker:
         self._restraint.forget()
 
     @property
+    def flights(self) -> int:
+        """How many calls to GitHub are under way; whoever wants the same shares one."""
+        return len(self._flights)
+
+    def trouble(self, app: App) -> str | None:
+        """Return the code of what keeps every request of `app` from GitHub at the moment, if anything does."""
+        try:
+            self._restraint.raise_remembered((app.api, app.issuer), self._clock.boot())
+        except GhappError as error:
+            return error.code
+        return None
+
+    @property
     def apps(self) -> list[App]:
         """The configured apps, in the order they are asked."""
         return [issuer.app for issuer in self._issuers]

@@ -105,8 +105,10 @@ def ask(path: str, request: bytes, timeout: float) -> bytes:
     """
     try:
         connection = connect(path, timeout)
-    except (FileNotFoundError, ConnectionError, NotADirectoryError):
-        raise NoAnswer from None
+    except OSError as error:
+        if error.errno is None:
+            raise  # ours: too late, or another user
+        raise NoAnswer from None  # whatever lies there: whoever starts a daemon clears the path
     try:
         answer = exchange(connection, request)
     except ConnectionError:

@@ -24,8 +24,9 @@ log = logging.getLogger(__name__)
 class ControlServer:
     """Answers any number of requests a connection, in order."""
 
-    def __init__(self, methods: Mapping[str, Method]) -> None:
+    def __init__(self, methods: Mapping[str, Method], *, on_error: Callable[[GhappError], None]) -> None:
         self._methods = methods
+        self._on_error = on_error
 
     async def handle(self, connection: Connection) -> None:
         """Serve one connection until the client closes it."""
@@ -59,6 +60,7 @@ class ControlServer:
         try:
             result = await method(**params)
         except GhappError as error:
+            self._on_error(error)
             data = {"code": error.code, "hint": error.hint}
             return _error(number, GHAPP_ERROR, error.message, data)
         except (TypeError, ValueError, KeyError) as error:

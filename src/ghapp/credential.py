@@ -81,7 +81,9 @@ def parse_repository(path: str) -> Repository | None:
 
 def normal_host(host: str) -> str:
     """Return `host` in the form that hosts are compared in."""
-    return host.lower().removesuffix(":443")
+    host = host.lower()
+    name, _, port = host.partition(":")
+    return name if port == "443" else host  # of two ports neither is the default one
 
 
 def read_query(request: Request, hosts: Collection[str]) -> Query | None:

@@ -26,9 +26,11 @@ from ghapp.credential import Repository, parse_repository
 from ghapp.errors import DaemonFailed, GhappError, NotInstalled, UsageError
 from ghapp.installation import ALL, Installation, Scope, permissions_of
 from ghapp.lease import Lease, token_sha256
-from ghapp.listener import Listener
+from ghapp.listener import MAX_CONNECTIONS, Listener
 from ghapp.routing import App, Place
 from ghapp.server import VERSION, GitServer
+from ghapp.upgrade import Installation as InstalledPackage
+from ghapp.watchdog import Watchdog
 
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ log = logging.getLogger("ghapp.daemon")  # by name: run as a module, ours is __m
 
 GRACE = 2.0  # seconds for requests in flight when we are told to end
 RIM = ("ghapp.git_edge", "ghapp.github", "ghapp.keystore", "ghapp.network", "ghapp.signers")
+# What libraries import at their first use. After an upgrade the files are another version's, or gone.
+BEHIND_THE_RIM = ("anyio._backends._asyncio", "certifi", "encodings.ascii", "encodings.idna", "httpcore")
 SIGNING_THREADS = 4  # a signer that hangs must not take the threads that name resolution needs
 
 
@@ -102,7 +106,7 @@ class Unusable:
 class Daemon:
     """One daemon: its listeners, its broker, its configuration."""
 
-    def __init__(self, directory: str, clock: Clock, *, lock: int | None = None) -> None:
+    def __init__(self, directory: str, clock: Clock, *, lock: int | None = None, package: str = "ghapp") -> None:
         self._clock = clock
         self._directory = directory
         self._lock = lock
@@ -119,12 +123,15 @@ class Daemon:
         self._githubs: dict[str, GitHub] = {}
         self._edges: dict[str, GitEdge] = {}
         self._former: list[GitHub | GitEdge] = []
+        self._package = InstalledPackage(package)
+        self._watchdog = Watchdog(self._is_busy, logs.descriptor)
         self._threads = ThreadPoolExecutor(SIGNING_THREADS, thread_name_prefix="signer")
         git = GitServer(
             self._broker,
             hosts=lambda: {app.host for app in self._config.apps},
             ready=self._wait_until_ready,
             quit_on_error=lambda: self._config.quit_on_error,
+            on_error=self._note_error,
         )
         control = ControlServer(
             {
@@ -135,11 +142,17 @@ class Daemon:
                 "stop": self._stop,
                 "token": self._token,
                 "verify_app": self._verify_app,
-            }
+            },
+            on_error=self._note_error,
         )
+        clients = min(MAX_CONNECTIONS, process.connection_budget())
+        for_control = max(2, clients // 8)  # git's clients must not keep the command line out
         self._listeners = [
-            Listener(f"{directory}/git.sock", git.handle, on_activity=self._note_activity),
-            Listener(f"{directory}/control.sock", control.handle, on_activity=self._note_activity),
+            Listener(f"{directory}/{name}", handle, on_activity=self._note_activity, most=most)
+            for name, handle, most in (
+                ("git.sock", git.handle, clients - for_control),
+                ("control.sock", control.handle, for_control),
+            )
         ]
 
     async def run(self, report: Callable[[], None]) -> None:
@@ -162,9 +175,12 @@ class Daemon:
         log.info("ghapp %s serves, pid %d", VERSION, os.getpid())
         imports = asyncio.create_task(self._import_rim())
         self._watch_idleness()
-        await self._ending.wait()
-        self._leave()
-        await self._end(imports)
+        try:
+            await self._ending.wait()
+            self._leave()
+            await self._end(imports)
+        finally:
+            self._watchdog.stop()
 
     def _leave(self) -> None:
         """Let nobody in any more; a starter that finds our lock taken waits for us from now on."""
@@ -191,14 +207,14 @@ class Daemon:
 
     async def _import_rim(self) -> None:
         try:
-            modules = await asyncio.to_thread(lambda: [importlib.import_module(name) for name in RIM])
+            modules = await asyncio.to_thread(lambda: [importlib.import_module(name) for name in (*RIM, *BEHIND_THE_RIM)])
         except Exception as error:  # noqa: BLE001  # a module of ours or of others, gone or broken
             # An upgrade under way, most likely. Whoever asks is told; then we end, and the next one starts us whole.
             log.error("cannot import: %s", type(error).__name__)  # noqa: TRY400  # tracebacks are not logged
             self._unusable = DaemonFailed(f"ghapp is not whole: {error}", hint="uv tool install --force ghapp")
             self._ending.set()
         else:
-            self._rim = dict(zip(RIM, modules, strict=True))
+            self._rim = dict(zip(RIM, modules, strict=False))
             self._configure_broker()
         self._ready.set()
 
@@ -244,9 +260,21 @@ class Daemon:
 
     # -- life ----------------------------------------------------------------------------------------------------
 
+    def _is_busy(self) -> bool:
+        return self._broker.flights > 0 or any(listener.connections for listener in self._listeners)
+
     def _note_activity(self) -> None:
+        self._watchdog.watch()
         self._last_activity = self._clock.boot()
         self._mend_sockets()
+        if not self._ending.is_set() and (successor := self._package.successor()):
+            log.info("ghapp %s was installed; the next request starts it", successor)
+            self._ending.set()
+
+    def _note_error(self, error: GhappError) -> None:
+        if error.inherited and not self._ending.is_set():
+            log.info("the environment that we were started in does not serve any more (%s)", error.code)
+            self._ending.set()
 
     def _watch_idleness(self) -> None:
         """End when nothing was asked for the configured time; looked at when that time could be over, no earlier."""
@@ -255,6 +283,7 @@ class Daemon:
         limit = self._config.idle_timeout
         if limit <= 0 or self._leaving:
             return
+        self._watchdog.watch()
         self._mend_sockets()
         if self._ending.is_set():
             return
@@ -270,6 +299,7 @@ class Daemon:
         """Make sockets anew that are gone or somebody else's, and read the configuration again."""
         if self._leaving:
             return  # a socket made now would be a dead one soon
+        self._watchdog.watch()  # the configuration may lie on a disk that does not answer
         self._mend_sockets()
         if self._ending.is_set():
             return
@@ -317,11 +347,17 @@ class Daemon:
             "hits": self._broker.hits,
             "rss_bytes": process.resident_bytes(),
             "clock_offset": offsets[0] if offsets else None,
-            "apps": [{"name": app.name, "host": app.host, "issuer": app.issuer} for app in self._config.apps],
+            "apps": [
+                {"name": app.name, "host": app.host, "issuer": app.issuer, "trouble": self._broker.trouble(app)}
+                for app in self._config.apps
+            ],
             "connections": sum(listener.connections for listener in self._listeners),
             "connections_peak": max(listener.peak for listener in self._listeners),
             "rejected": sum(listener.rejected for listener in self._listeners),
             "timeouts": sum(listener.timeouts for listener in self._listeners),
+            "flights": self._broker.flights,
+            "calls": sum(github.calls for github in self._githubs.values()),
+            "descriptors": process.open_descriptors(),
         }
 
     async def _leases(self) -> list[dict[str, object]]:

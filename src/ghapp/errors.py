@@ -49,10 +49,12 @@ class GhappError(Exception):
     git asks twice (the C client, then ours), and a hundred submodules ask at once.
     """
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", inherited: bool = False) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.inherited = inherited
+        """Whether the cause is in the environment the daemon was started in: one started now may have a better one."""
 
     def __str__(self) -> str:
         return f"{self.message} ({self.code})"

@@ -42,7 +42,7 @@ from ghapp.errors import (
 )
 from ghapp.git_edge import GitEdge
 from ghapp.installation import ALL, Installation, InstallationId, Scope, permissions_of
-from ghapp.network import Network, http_client, mend
+from ghapp.network import Network, http_client, is_inherited, mend
 from ghapp.routing import App, Place
 from ghapp.wire import printable
 
@@ -120,6 +120,8 @@ class GitHub:
         self._pauses = pauses
         self._client: httpx.AsyncClient | None = None
         self._server_minus_boot: float | None = None
+        self.calls = 0
+        """Requests sent, the repeated ones included."""
 
     @property
     def clock_offset(self) -> float | None:
@@ -166,6 +168,7 @@ class GitHub:
         if self._client is None:  # not before: a CA file that is gone is an answer to whoever asks
             self._client = http_client(self._network, self._host)
         sent_at = self._clock.boot()
+        self.calls += 1
         with self._explained():
             async with self._client.stream(method, target, headers=headers, json=body) as response:
                 dated = self._read_clock(response.headers.get("date", ""))
@@ -194,7 +197,7 @@ class GitHub:
         except httpx.ProxyError as caught:
             status = re.match(r"\d{3}", str(caught))
             why = f"the proxy {proxy} refused to connect to {name}" + (f" (HTTP {status[0]})" if status else "")
-            error = ProxyFailed(why, hint=mend(self._network.proxy_origin))
+            error = self._blame_the_proxy(why)
         except httpx.TimeoutException:
             error = NetworkFailed(f"{proxy or name} did not answer in time", hint=_CHECK_NETWORK)
         except httpx.ConnectError as caught:
@@ -217,10 +220,14 @@ class GitHub:
                 return TlsFailed(f"no TLS connection to {self._host} ({cause.reason})", hint=_CHECK_NETWORK)
         if proxy:
             why = f"cannot connect to the proxy {proxy}, on the way to {self._host}"
-            return ProxyFailed(why, hint=mend(self._network.proxy_origin))
+            return self._blame_the_proxy(why)
         if any("gaierror" in type(cause).__name__ for cause in chain):
             return NetworkFailed(f"cannot resolve {self._host}", hint=_CHECK_WAY)
         return NetworkFailed(f"cannot connect to {self._host}", hint=_CHECK_WAY)
+
+    def _blame_the_proxy(self, why: str) -> ProxyFailed:
+        origin = self._network.proxy_origin
+        return ProxyFailed(why, hint=mend(origin), inherited=is_inherited(origin))
 
 
 _CHECK_NETWORK = "check the network, and https://www.githubstatus.com"

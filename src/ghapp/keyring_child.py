@@ -1,11 +1,13 @@
 """One call to the OS keyring, in a process of its own, which can be killed when the keyring hangs.
 
 Run by `ghapp.keystore` as ``python -m ghapp.keyring_child``. The request is one JSON line on stdin, followed by the
-secret if there is one to store; the answer is one word on a line, followed by the secret that was asked for.
-Nothing secret is in argv, environment, or any file.
+one line of a key if there is one to store; the answer is one word on a line, followed by the key that was asked for,
+as DER: the line and the numbers in it stay here, in a process that ends. Nothing secret is in argv, environment, or
+any file.
 
 Words: ``ok``; ``locked``; ``dismissed`` (a person closed the prompt); ``absent`` (no keyring service on this
-session); ``missing`` (no such key); ``refused CLASS`` (a backend that we do not use); ``failed CLASS``.
+session); ``missing`` (no such key); ``damaged`` (no key is there, but something else); ``refused CLASS`` (a backend
+that we do not use); ``failed CLASS``.
 """
 
 import importlib
@@ -18,6 +20,8 @@ from keyring.backend import KeyringBackend
 from keyring.errors import InitError, KeyringLocked, NoKeyringError, PasswordDeleteError
 
 from ghapp import process
+from ghapp.errors import KeyUnavailable
+from ghapp.private_key import decode_key
 
 
 SERVICE = "ghapp"
@@ -46,16 +50,16 @@ def answer() -> None:
     except Word as word:
         sys.stdout.write(f"{word}\n")
         return
-    sys.stdout.write(f"ok\n{found}")
+    sys.stdout.buffer.write(b"ok\n" + found)
 
 
-def _serve(request: dict[str, Any], secret: str) -> str:
+def _serve(request: dict[str, Any], secret: str) -> bytes:
     backend = _backend(request["backend"], interactive=request["interactive"])
     account = request["account"]
     try:
         match request["action"]:
             case "get":
-                return _existing(backend.get_password(SERVICE, account))
+                return _key_in(backend.get_password(SERVICE, account))
             case "set":
                 backend.set_password(SERVICE, account, secret)
             case "delete":
@@ -70,13 +74,16 @@ def _serve(request: dict[str, Any], secret: str) -> str:
         raise Word("absent") from None
     except Exception as error:  # noqa: BLE001  # keyring's exceptions are not a closed set (R-55)
         raise Word(_word_for(error)) from None
-    return ""
+    return b""
 
 
-def _existing(secret: str | None) -> str:
+def _key_in(secret: str | None) -> bytes:
     if secret is None:
         raise Word("missing")
-    return secret
+    try:
+        return decode_key(secret.encode())
+    except KeyUnavailable:
+        raise Word("damaged") from None
 
 
 def _word_for(error: Exception) -> str:

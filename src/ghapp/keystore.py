@@ -3,24 +3,21 @@
 Keyrings hang, lose data, and keep only what they like (some the first line, Windows 1,280 characters). So each
 call runs in a child that is killed at a limit, a key is two numbers on one line, and nothing counts as stored
 before it was read back and found equal.
+
+A key comes out of the child as DER and into one buffer, which is overwritten: so of the key this process holds
+OpenSSL's numbers, and nothing else of it stays behind in memory.
 """
 
-import base64
-import binascii
+import contextlib
 import json
 import os
+import select
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 
-from cryptography.hazmat.primitives.asymmetric.rsa import (
-    RSAPrivateKey,
-    RSAPrivateNumbers,
-    RSAPublicNumbers,
-    rsa_crt_dmp1,
-    rsa_crt_dmq1,
-    rsa_crt_iqmp,
-)
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
 from ghapp import autostart
 from ghapp.config import GITHUB
@@ -34,47 +31,12 @@ from ghapp.errors import (
     KeyringSilent,
     KeyUnavailable,
 )
-from ghapp.private_key import PUBLIC_EXPONENT, fingerprint
+from ghapp.private_key import encode_key, fingerprint, load_der
 
 
 READ_LIMIT = 5.0  # seconds; a keyring answers in 20 ms, and git waits
 PERSON_LIMIT = 120.0  # seconds for a person to type a password
-_PREFIX = b"rsa1:"
-
-
-def encode_key(key: RSAPrivateKey) -> bytes:
-    """Return ``rsa1:`` and base64url of p and q, both padded to the longer: all that a key with e = 65537 is."""
-    numbers = key.private_numbers()
-    length = (max(numbers.p.bit_length(), numbers.q.bit_length()) + 7) // 8
-    halves = numbers.p.to_bytes(length, "big") + numbers.q.to_bytes(length, "big")
-    return _PREFIX + base64.urlsafe_b64encode(halves)
-
-
-def decode_key(value: bytes | bytearray) -> RSAPrivateKey:
-    """Rebuild the key. Raises `KeyUnavailable`, whose text holds nothing of `value`."""
-    try:
-        halves = base64.b64decode(bytes(value).removeprefix(_PREFIX), altchars=b"-_", validate=True)
-        middle, odd = divmod(len(halves), 2)
-        if value.startswith(_PREFIX) and not odd:
-            return _rebuild(int.from_bytes(halves[:middle], "big"), int.from_bytes(halves[middle:], "big"))
-    except (ValueError, binascii.Error, ZeroDivisionError):
-        pass
-    # Outside of the except block, so that no exception with a part of the value in it hangs on ours.
-    raise KeyUnavailable("the key in the keyring is damaged", hint="ghapp app add NAME --app-id N --key FILE")
-
-
-def _rebuild(p: int, q: int) -> RSAPrivateKey:
-    d = pow(PUBLIC_EXPONENT, -1, (p - 1) * (q - 1))
-    numbers = RSAPrivateNumbers(
-        p=p,
-        q=q,
-        d=d,
-        dmp1=rsa_crt_dmp1(d, p),
-        dmq1=rsa_crt_dmq1(d, q),
-        iqmp=rsa_crt_iqmp(p, q),
-        public_numbers=RSAPublicNumbers(PUBLIC_EXPONENT, p * q),
-    )
-    return numbers.private_key()
+MAX_ANSWER = 32 * 1024  # bytes; an RSA-16384 key is 9 KB
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +52,7 @@ class KeyStore:
         Only with `interactive` may the keyring ask a person. Raises the keyring's errors, and
         `KeyUnavailable` for a damaged key.
         """
-        value = self._call("get", account, interactive=interactive)
-        try:
-            key = decode_key(value)
-        finally:
-            value[:] = bytes(len(value))
+        key = self._load(account, interactive=interactive)
         if not account.endswith(fingerprint(key)):
             raise KeyUnavailable("the keyring holds another key under that name", hint=_again(account))
         return key
@@ -106,7 +64,13 @@ class KeyStore:
         """
         value = encode_key(key)
         self._call("set", account, value, interactive=True)
-        if bytes(self._call("get", account, interactive=True)) != value:
+        try:
+            kept = encode_key(self._load(account, interactive=True)) == value
+        except KeyUnavailable as error:
+            if type(error) is not KeyUnavailable:
+                raise
+            kept = False
+        if not kept:
             raise KeyringFailed("the keyring did not keep the key", hint=_CHOICES)
 
     def delete(self, account: str) -> None:
@@ -116,7 +80,15 @@ class KeyStore:
         except KeyMissing:
             return
 
-    def _call(self, action: str, account: str, secret: bytes = b"", *, interactive: bool) -> bytearray:
+    def _load(self, account: str, *, interactive: bool) -> RSAPrivateKey:
+        der = self._call("get", account, interactive=interactive)
+        try:
+            return load_der(der, source="the keyring")
+        finally:
+            der[:] = bytes(len(der))
+
+    def _call(self, action: str, account: str, secret: bytes = b"", *, interactive: bool) -> memoryview:
+        """Return what the child answers behind its word, in a buffer that is the caller's to overwrite."""
         limit = PERSON_LIMIT if interactive else READ_LIMIT
         request = {"action": action, "account": account, "backend": self.backend, "interactive": interactive}
         child = subprocess.Popen(  # noqa: S603  # our own interpreter and module
@@ -126,11 +98,12 @@ class KeyStore:
             stderr=subprocess.DEVNULL,
             cwd="/",
             env=autostart.daemon_environment(os.environ),
+            bufsize=0,
         )
         with child:
             try:
-                output, _ = child.communicate(json.dumps(request).encode() + b"\n" + secret, timeout=limit)
-            except subprocess.TimeoutExpired:
+                answer = _exchange(child, json.dumps(request).encode() + b"\n" + secret, limit)
+            except (TimeoutError, subprocess.TimeoutExpired):
                 child.kill()
                 raise KeyringSilent(
                     f"the keyring did not answer within {limit:.0f} s", hint=_OPEN if interactive else "ghapp unlock"
@@ -138,12 +111,33 @@ class KeyStore:
             except BaseException:
                 child.kill()
                 raise
-        word, _, rest = output.partition(b"\n")
-        if word == b"ok":
-            return bytearray(rest)
-        raise _error(word.decode("ascii", "replace"), account, interactive=interactive)
+        if bytes(answer[:3]) == b"ok\n":
+            return answer[3:]
+        word = bytes(answer[:_LONGEST_WORD]).partition(b"\n")[0].decode("ascii", "replace")
+        raise _error(word, account, interactive=interactive)
 
 
+def _exchange(child: "subprocess.Popen[bytes]", request: bytes, limit: float) -> memoryview:
+    """Send the request and return the whole answer. Raises `TimeoutError` and `subprocess.TimeoutExpired`."""
+    assert child.stdin is not None  # noqa: S101  # for mypy
+    assert child.stdout is not None  # noqa: S101  # for mypy
+    end = time.monotonic() + limit
+    with contextlib.suppress(BrokenPipeError):  # it died; its answer, or the lack of one, says so
+        child.stdin.write(request)
+    child.stdin.close()
+    answer, length = memoryview(bytearray(MAX_ANSWER)), 0
+    poll = select.poll()
+    poll.register(child.stdout, select.POLLIN)
+    while poll.poll(max(0.0, end - time.monotonic()) * 1000):
+        count = os.readv(child.stdout.fileno(), [answer[length:]])
+        if count == 0:
+            child.wait(max(0.0, end - time.monotonic()))
+            return answer[:length]
+        length += count
+    raise TimeoutError
+
+
+_LONGEST_WORD = 200  # characters, a class's name included
 _CHOICES = "choose where the key is to be: --signer file:PATH, or a keyring by [keyring] backend in config.toml"
 
 
@@ -171,6 +165,8 @@ def _error(word: str, account: str, *, interactive: bool) -> GhappError:
             return KeyringAbsent("no keyring service runs on this session", hint=_CHOICES)
         case "missing":
             return KeyMissing("the key is not in the keyring", hint=_again(account))
+        case "damaged":
+            return KeyUnavailable("the key in the keyring is damaged", hint=_again(account))
         case "refused":
             return KeyringFailed(
                 f"the keyring backend {detail} is not used: it would not protect the key", hint=_CHOICES

@@ -7,6 +7,7 @@ living daemon's socket away, and from 3.13 on it unlinks sockets that were passe
 import asyncio
 import contextlib
 import functools
+import itertools
 import logging
 import os
 import socket
@@ -29,6 +30,7 @@ LAST_CALL = 0.1  # seconds, when we end, for those just accepted: what they have
 SEND_LIMIT = 10.0  # seconds for a client to send its request; it takes microseconds
 WRITE_LIMIT = 10.0  # seconds for a client to take its answer
 OUT_OF_DESCRIPTORS_PAUSE = 0.1  # seconds; a connection of ours that ends sooner ends the pause
+QUIET = 60.0  # seconds between two lines in the log about missing descriptors
 _CHUNK = 64 * 1024
 
 log = logging.getLogger(__name__)
@@ -114,6 +116,7 @@ class Listener:
         self._inode: tuple[int, int] | None = None
         self._tasks: dict[asyncio.Task[None], Connection] = {}
         self._paused = False
+        self._quiet_until = 0.0
         self.peak = 0
         self.rejected = 0
         self.timeouts = 0
@@ -199,10 +202,17 @@ class Listener:
                 sock, _ = self._sock.accept()
             except (BlockingIOError, ConnectionAbortedError, InterruptedError):
                 return
-            except OSError:  # no descriptors, no memory: asyncio would try again at once, and log, for ever
+            except OSError as error:  # no descriptors, no memory: asyncio would try again at once, and log, for ever
+                self._complain(error)
                 self._pause(OUT_OF_DESCRIPTORS_PAUSE)
                 return
             self._admit(sock)
+
+    def _complain(self, error: OSError) -> None:
+        now = asyncio.get_running_loop().time()
+        if now >= self._quiet_until:
+            self._quiet_until = now + QUIET
+            log.warning("clients have to wait: %s", error.strerror)
 
     def _admit(self, sock: socket.socket) -> None:
         sock.settimeout(0)
@@ -269,19 +279,27 @@ def peer_of(sock: socket.socket) -> Peer:
 
 
 def clear_path(path: str) -> None:
-    """Remove a dead socket of ours from `path`; refuse to touch anything else.
+    """Remove a dead socket of ours from `path`; move anything else aside, for it is not ours to delete.
 
-    Raises `RuntimeDirectoryRefused`.
+    The directory is ours alone, so whatever lies there got in by mistake. Raises `RuntimeDirectoryRefused`.
     """
     try:
         status = os.lstat(path)
+        if stat.S_ISSOCK(status.st_mode) and status.st_uid == os.geteuid():
+            Path(path).unlink()
+            return
+        aside = next(name for name in (f"{path}.aside-{number}" for number in itertools.count(1)) if _is_free(name))
+        Path(path).rename(aside)
     except FileNotFoundError:
         return
-    if not stat.S_ISSOCK(status.st_mode):
-        raise RuntimeDirectoryRefused(f"{path} is not a socket", hint=f"remove it: rm -r '{path}'")
-    if status.st_uid != os.geteuid():
-        raise RuntimeDirectoryRefused(f"{path} belongs to user {status.st_uid}", hint="remove it")
-    Path(path).unlink()
+    except OSError as error:
+        why = f"{path} is in the way and cannot be moved: {error.strerror}"
+        raise RuntimeDirectoryRefused(why, hint=f"remove it: rm -r '{path}'") from None
+    log.warning("%s was not our socket; it lies in %s now", path, aside)
+
+
+def _is_free(path: str) -> bool:
+    return not os.path.lexists(path)
 
 
 def _bind(sock: socket.socket, path: str) -> None:

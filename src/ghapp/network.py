@@ -50,6 +50,14 @@ def _bypasses(host: str, no_proxy: str) -> bool:
     return bypasses
 
 
+_CONFIGURED = "network."  # what the names of configuration keys begin with, and those of variables do not
+
+
+def is_inherited(origin: str) -> bool:
+    """Tell whether a setting came from the environment the daemon was started in, and not from the configuration."""
+    return not origin.startswith(_CONFIGURED)
+
+
 def mend(origin: str) -> str:
     """Return the hint for a setting that does not work: the daemon keeps the environment it was started in."""
     return f"mend {origin}, then: ghapp daemon restart"
@@ -60,7 +68,7 @@ def network_from(environment: Mapping[str, str], configured: Mapping[str, str]) 
 
     def first(key: str, *names: str) -> tuple[str, str]:
         if configured.get(key):
-            return configured[key], f"network.{key}"
+            return configured[key], f"{_CONFIGURED}{key}"
         return next(((environment[name], name) for name in names if environment.get(name)), ("", ""))
 
     proxy, proxy_origin = first("proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
@@ -78,7 +86,8 @@ def trust(network: Network) -> ssl.SSLContext:
         return truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     for path in filter(None, (network.ca_file, network.ca_directory)):
         if not Path(path).exists():
-            raise TlsFailed(f"{path} does not exist, which {network.ca_origin} names", hint=mend(network.ca_origin))
+            why, inherited = f"{path} does not exist, which {network.ca_origin} names", is_inherited(network.ca_origin)
+            raise TlsFailed(why, hint=mend(network.ca_origin), inherited=inherited)
     try:
         return ssl.create_default_context(cafile=network.ca_file or None, capath=network.ca_directory or None)
     except OSError as error:  # ssl.SSLError is one
@@ -93,9 +102,11 @@ def http_client(network: Network, host: str) -> httpx.AsyncClient:
     """
     proxy = network.proxy_for(host)
     if proxy and not _PROXY.fullmatch(proxy):
-        raise ProxyFailed(
-            f"the proxy in {network.proxy_origin} is not http://HOST:PORT", hint=mend(network.proxy_origin)
+        why, inherited = (
+            f"the proxy in {network.proxy_origin} is not http://HOST:PORT",
+            is_inherited(network.proxy_origin),
         )
+        raise ProxyFailed(why, hint=mend(network.proxy_origin), inherited=inherited)
     return httpx.AsyncClient(
         verify=trust(network),
         proxy=proxy or None,

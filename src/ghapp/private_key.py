@@ -1,11 +1,26 @@
-"""RSA private keys as GitHub makes them: read, judge, name, sign."""
+"""RSA private keys as GitHub makes them: read, judge, name, and put into the one line that keyrings keep."""
 
 import base64
+import binascii
 import hashlib
 
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from cryptography.hazmat.primitives.asymmetric.rsa import (
+    RSAPrivateKey,
+    RSAPrivateNumbers,
+    RSAPublicNumbers,
+    rsa_crt_dmp1,
+    rsa_crt_dmq1,
+    rsa_crt_iqmp,
+)
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_der_private_key,
+    load_pem_private_key,
+)
 
 from ghapp.errors import KeyUnavailable
 
@@ -14,6 +29,7 @@ MIN_BITS = 2048
 PUBLIC_EXPONENT = 65537
 MAX_PEM = 64 * 1024  # an RSA-16384 key is 13 KB
 
+_PREFIX = b"rsa1:"
 _HINT = "download a key at https://github.com/settings/apps > your app > Private keys"
 
 
@@ -74,3 +90,54 @@ def fingerprint(key: RSAPrivateKey) -> str:
     """Return ``SHA256:…`` as the app's page on GitHub shows it: of the DER SubjectPublicKeyInfo, with padding."""
     der = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return "SHA256:" + base64.b64encode(hashlib.sha256(der).digest()).decode()
+
+
+def load_der(der: memoryview, *, source: str) -> RSAPrivateKey:
+    """Parse what `decode_key` returned; keeps nothing of `der`. Raises `KeyUnavailable`, as `load_key`."""
+    try:
+        key = load_der_private_key(der, password=None)
+    except (TypeError, ValueError, UnsupportedAlgorithm):
+        wrong = "a damaged key"
+    else:
+        wrong = _what_is_wrong(key)
+        if isinstance(key, RSAPrivateKey) and not wrong:
+            return key
+    raise KeyUnavailable(f"{source} holds {wrong}, not an app's private key", hint=_HINT)
+
+
+def encode_key(key: RSAPrivateKey) -> bytes:
+    """Return ``rsa1:`` and base64url of p and q, both padded to the longer: all that a key with e = 65537 is."""
+    numbers = key.private_numbers()
+    length = (max(numbers.p.bit_length(), numbers.q.bit_length()) + 7) // 8
+    halves = numbers.p.to_bytes(length, "big") + numbers.q.to_bytes(length, "big")
+    return _PREFIX + base64.urlsafe_b64encode(halves)
+
+
+def decode_key(value: bytes) -> bytes:
+    """Rebuild the key and return its DER. Raises `KeyUnavailable`, whose text holds nothing of `value`.
+
+    For a process that ends soon: the numbers it passes through stay in its memory.
+    """
+    try:
+        halves = base64.b64decode(value.removeprefix(_PREFIX), altchars=b"-_", validate=True)
+        middle, odd = divmod(len(halves), 2)
+        if value.startswith(_PREFIX) and not odd:
+            return _rebuild(int.from_bytes(halves[:middle], "big"), int.from_bytes(halves[middle:], "big"))
+    except (ValueError, binascii.Error, ZeroDivisionError):
+        pass
+    # Outside of the except block, so that no exception with a part of the value in it hangs on ours.
+    raise KeyUnavailable("the key in the keyring is damaged", hint="ghapp app add NAME --app-id N --key FILE")
+
+
+def _rebuild(p: int, q: int) -> bytes:
+    d = pow(PUBLIC_EXPONENT, -1, (p - 1) * (q - 1))
+    numbers = RSAPrivateNumbers(
+        p=p,
+        q=q,
+        d=d,
+        dmp1=rsa_crt_dmp1(d, p),
+        dmq1=rsa_crt_dmq1(d, q),
+        iqmp=rsa_crt_iqmp(p, q),
+        public_numbers=RSAPublicNumbers(PUBLIC_EXPONENT, p * q),
+    )
+    return numbers.private_key().private_bytes(Encoding.DER, PrivateFormat.TraditionalOpenSSL, NoEncryption())

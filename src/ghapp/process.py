@@ -16,6 +16,8 @@ from ghapp import autostart, client
 
 
 MIN_DESCRIPTORS = 4096  # soft limit, for 2,000 connections
+RESERVED_DESCRIPTORS = 40  # of ours: log, lock, loop, listeners; 20 connections to GitHub; a keyring child's pipes
+MIN_CONNECTIONS = 8  # were the limit that low, some of them would wait for descriptors
 PATIENCE = 2.0  # seconds for the holder of the lock to show that it lives
 START_PATIENCE = 10.0  # seconds for one that starts or ends: it has no sockets, and is not to be killed
 HELLO_LIMIT = 0.5  # seconds for whoever listens on our path to say who it is
@@ -46,6 +48,16 @@ def harden() -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     # Until the loop handles it: a starter that finds our lock taken sends it, and its default is to end us.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def connection_budget() -> int:
+    """Return how many clients the limit of descriptors leaves room for, next to what we need ourselves."""
+    return max(MIN_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_DESCRIPTORS)
+
+
+def open_descriptors() -> int:
+    """Return how many descriptors this process has open."""
+    return len(os.listdir("/dev/fd")) - 1  # noqa: PTH208  # a count; one is the listing's own
 
 
 def harden_child() -> None:
@@ -170,7 +182,8 @@ def _lock(descriptor: int) -> bool:
 
 def mark_serving(lock: int) -> None:
     """Write our pid into the lock's file: from now on our sockets answer, and who finds them silent may end us."""
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    with contextlib.suppress(OSError):  # a full disk; a daemon without it is waited for, as one that starts
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
 
 
 def owns(lock: int, directory: str) -> bool:

@@ -43,6 +43,10 @@ class Flights:
         self._limit = limit
         self._flights: dict[Hashable, asyncio.Task[Any]] = {}
 
+    def __len__(self) -> int:
+        """Return how many things are under way."""
+        return len(self._flights)
+
     async def once(self, key: Hashable, start: Callable[[], Awaitable[Result]]) -> Result:
         """Join the work under way for `key`, or start it; a caller who is cancelled cancels nobody else."""
         return await asyncio.shield(self.begin(key, start))

@@ -31,11 +31,13 @@ class GitServer:
         hosts: Callable[[], Collection[str]],
         ready: Callable[[], Awaitable[None]],
         quit_on_error: Callable[[], bool],
+        on_error: Callable[[GhappError], None] = lambda _: None,
     ) -> None:
         self._broker = broker
         self._hosts = hosts
         self._ready = ready
         self._quit_on_error = quit_on_error
+        self._on_error = on_error
 
     async def handle(self, connection: Connection) -> None:
         """Serve one connection."""
@@ -70,6 +72,7 @@ class GitServer:
             credential = await self._broker.fill(query)
         except GhappError as error:
             log.info("no credential: %s", error.code)
+            self._on_error(error)
             problem = error
         except Exception as error:  # noqa: BLE001  # without an answer our client would ask again and again
             log.error("a get failed: %s", type(error).__name__)  # noqa: TRY400  # a traceback may hold the request

@@ -46,7 +46,8 @@ def status(*, as_json: bool) -> None:
     click.echo(f"tokens   {found['leases']} live, {found['mints']} minted, {found['hits']} answered without minting")
     click.echo(f"clock    {'not compared with GitHub yet' if offset is None else f'{offset:+.0f} s against GitHub'}")
     for app in found["apps"]:
-        click.echo(f"app      {app['name']} on {app['host']}")
+        trouble = f", in trouble: {app['trouble']}" if app["trouble"] else ""
+        click.echo(f"app      {app['name']} on {app['host']}{trouble}")
     if not found["apps"]:
         click.echo("app      none; ghapp app add --help")
 
