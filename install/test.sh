@@ -14,8 +14,8 @@ set -eu
 LINT=60    # ruff, mypy, import-linter
 UNIT=120   # tests/test_*.py, with coverage
 E2E=240    # tests/e2e: real git, installs, processes
-OTHER=150  # the unit tests again, on each further Python; one process: from 3.12 on a worker with threads must not fork
-ALL=840    # everything together, setup included; what is slow gets what is left
+OTHER=180  # the unit tests again, on each further Python
+ALL=860    # everything together, setup included; what is slow gets what is left
 COVERAGE=95 # percent of lines and branches, by the unit tests alone
 
 PACKAGES='bash busybox dash dbus debootstrap git git-lfs gnome-keyring pipx procps python3-venv shellcheck strace'
@@ -121,7 +121,7 @@ stage() {
     esac
     [ "$status" = 0 ] || printf '%s\n' "$report" >>"$failed"
     printf '=== %s: %s, %s s of %s s ===\n' "$name" "$verdict" "$used" "$budget"
-    printf '%-26s %-12s %4s s of %4s s\n' "$name" "$verdict" "$used" "$budget" >>"$results"
+    printf '%-28s %-12s %4s s of %4s s\n' "$name" "$verdict" "$used" "$budget" >>"$results"
 }
 
 # Each linter runs, also when one before it complained.
@@ -137,26 +137,39 @@ stage 'unit tests' "$UNIT" "$bin/python" -m pytest -q -rs -n 2 \
 stage 'real git' "$E2E" "$bin/python" -m pytest -q -rs -n 2 --dist loadfile tests/e2e
 
 # Every other Python that is here: on PATH, or where pyenv keeps them.
-tested=$(supported_version "$bin/python")
+tested=$(supported_version "$bin/python") others=
 for other in python3.11 python3.12 python3.13 python3.14 "${PYENV_ROOT:-${HOME-}/.pyenv}"/versions/*/bin/python3; do
     other=$(command -v "$other") || continue
     version=$(supported_version "$other") || continue
-    case " $tested " in *" $version "*) continue ;; esac
+    case " $tested $others " in *" $version "*) continue ;; esac
     "$other" -I -c 'import ensurepip, venv' 2>/dev/null || continue
     python=$other
     if ! (make_venv ".cache/venv-$version" install/constraints-dev.txt); then
         say "warning: nothing was tested with Python $version"
         continue
     fi
-    tested="$tested $version"
-    stage "unit tests, Python $version" "$OTHER" ".cache/venv-$version/bin/python" -m pytest -q -rs \
-        --ignore tests/e2e --ignore tests/bench tests
+    others="$others $version"
 done
+# Side by side, each in one process: from 3.12 on a process with threads, such as a worker, must not fork.
+# shellcheck disable=SC2016,SC2086  # for the inner shell; a word each
+[ -z "$others" ] || stage "unit tests, Python$others" "$OTHER" sh -c 'pids= status=0
+for version; do
+    ".cache/venv-$version/bin/python" -m pytest -q -rs --junit-xml "$0/$version.xml" \
+        --ignore tests/e2e --ignore tests/bench tests >"$0/$version.out" 2>&1 &
+    pids="$pids $!"
+done
+for pid in $pids; do wait "$pid" || status=1; done
+exit $status' "$reports" $others
+for version in $others; do
+    printf 'Python %s:\n' "$version"
+    cat "$reports/$version.out"
+done
+tested="$tested$others"
 
 if [ -n "$slow" ]; then
     left=$((ALL - ($(date +%s) - began)))
     [ "$left" -ge 60 ] || left=60
-    stage 'slow tests' "$left" "$bin/python" -m pytest -q -rs --slow -m slow --timeout 300 tests
+    stage 'slow tests' "$left" "$bin/python" -m pytest -q -rs -n 2 --slow -m slow --timeout 300 tests
 fi
 
 printf '\n'
