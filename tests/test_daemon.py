@@ -303,6 +303,19 @@ async def test_any_request_mends_the_other_socket(directory: Path) -> None:
         assert await get(directory) == {"ghapp": "1"}
 
 
+async def test_one_whose_path_systemd_listens_at_ends_and_leaves_it_alone(directory: Path) -> None:
+    make(directory)
+    waiting = socket.socket(socket.AF_UNIX)
+    async with ending_by_itself(Daemon(str(directory), SystemClock())):
+        (directory / "git.sock").unlink()
+        waiting.bind(str(directory / "git.sock"))
+        waiting.listen()  # and nobody answers: systemd accepts nothing itself
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    assert (directory / "git.sock").is_socket()
+    waiting.close()
+
+
 async def test_what_cannot_be_mended_is_logged(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with running(directory):
         shutil.rmtree(directory)

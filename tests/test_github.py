@@ -128,7 +128,7 @@ class World:
         github = GitHub(app.api, network or self.network, clock or self.clock, call_budget=call_budget, pauses=pauses)
         with ThreadPoolExecutor(2) as threads:
             try:
-                yield AppClient(app, signer or MemorySigner(self.app.private_keys[0]), github, threads)
+                yield AppClient(app, [signer or MemorySigner(self.app.private_keys[0])], github, threads)
             finally:
                 await github.aclose()
 
@@ -412,7 +412,7 @@ async def test_a_jwt_has_integers_and_an_issuer_of_text(world: World, issuer: st
     github = GitHub(app.api, world.network, world.clock)
 
     with ThreadPoolExecutor(1) as threads:
-        await AppClient(app, signer, github, threads).get_app()
+        await AppClient(app, [signer], github, threads).get_app()
     await github.aclose()
 
     claims = jwt.decode(signer.messages[0].decode() + ".", options={"verify_signature": False})
@@ -466,7 +466,7 @@ async def test_the_key_leaves_memory_after_its_time(world: World) -> None:
     github = GitHub("https://api.github.com", world.network, world.clock)
 
     with ThreadPoolExecutor(1) as threads:
-        client = AppClient(world.configured(), signer, github, threads, key_ttl=0.01)
+        client = AppClient(world.configured(), [signer], github, threads, key_ttl=0.01)
         for _ in range(2):
             await client.get_app()
             await signer.forgotten.wait()
@@ -483,7 +483,7 @@ async def test_reading_the_fingerprint_alone_lets_the_key_go_too(world: World) -
     github = GitHub("https://api.github.com", world.network, world.clock)
 
     with ThreadPoolExecutor(1) as threads:
-        await AppClient(world.configured(), signer, github, threads, key_ttl=0.01).fingerprint()
+        await AppClient(world.configured(), [signer], github, threads, key_ttl=0.01).fingerprint()
         await signer.forgotten.wait()
 
 

@@ -52,6 +52,8 @@ PROBE_PAUSES = (0.25, 0.5, 1.0, 2.0, 3.0, 3.0)  # seconds between looks, 10 in a
 UNPROBED = 600.0  # seconds for which a scope whose probe ran out is not probed again
 RENEW_AGAIN = 30.0  # seconds
 
+LOOK_AROUND: Permissions = (("metadata", "read"),)  # the least that a token can have
+
 Result = TypeVar("Result")
 
 
@@ -309,6 +311,28 @@ class Broker:
             )
         self._book.count_use(lease, self._clock.boot())
         return lease
+
+    async def lease_to_look_around(self, name: str, owner: str) -> Lease:
+        """Return a lease that sees what the app `name` reaches on `owner`, and may do nothing with it."""
+        absent = NotInstalled(f"no app {name} is installed on {owner}", hint="ghapp installations")
+        issuer = next((issuer for issuer in self._issuers if issuer.app.name == name), None)
+        if issuer is None:
+            raise absent
+        for last in (False, True):
+            all_of_them = await self._installations(issuer)
+            found = next((each for each in all_of_them if each.account.lower() == owner.lower()), None)
+            try:
+                if found is None:
+                    raise absent
+                if found.suspended:
+                    raise suspended(found.account, found.html_url)
+                scope = await _scope(issuer, found, ALL, LOOK_AROUND)
+                return await self.lease(Order(issuer, scope, found.account, None))
+            except (NotInstalled, PermissionMissing, Suspended):
+                if last:
+                    raise
+                self._routes.forget_all(issuer.app)  # what we believed may be a minute old
+        raise AssertionError("unreachable")
 
     def leases(self) -> list[tuple[Lease, int]]:
         """Return the living leases and how often each was handed out."""

@@ -1,12 +1,14 @@
 """``config.toml``: read strictly, written whole and atomically, with the user's comments kept."""
 
+import contextlib
 import errno
+import fcntl
 import os
 import re
 import stat
 import tempfile
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -220,7 +222,7 @@ def _app(place: str, entries: object) -> App:
         raise ValueError(f"{place} has neither client_id nor app_id")
     if not _API.fullmatch(url):
         raise ValueError(f"{place}.api_url must be https://HOST/PATH")
-    if not keys:
+    if not isinstance(entries, dict) or "keys" not in entries:  # an empty list is what a last key leaves behind
         raise ValueError(f"{place}.keys is missing")
     for key in keys:
         if not key.startswith(_SIGNERS):
@@ -247,6 +249,32 @@ def edit(path: Path, change: Callable[[tomlkit.TOMLDocument], None]) -> None:
     Raises `ConfigError`; a result that `load` would refuse is not written.
     """
     try:
+        with _locked(path):
+            _edit(path, change)
+    except OSError as error:
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        hint = f"{'df' if full else 'ls -ld'} {_nearest(path.parent)}"
+        raise ConfigError(f"cannot write {path}: {error.strerror}", hint=hint) from None
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Let two who edit at the same moment take turns: each reads what the other wrote.
+
+    The lock's file stays: whoever removed it would let a third one in beside the second.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        with contextlib.suppress(OSError):  # a network file system without locks: one editor at a time is the rule
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _edit(path: Path, change: Callable[[tomlkit.TOMLDocument], None]) -> None:
+    try:
         before = _read(path).decode()
     except FileNotFoundError:
         before = ""
@@ -259,12 +287,7 @@ def edit(path: Path, change: Callable[[tomlkit.TOMLDocument], None]) -> None:
         _config(tomllib.loads(after))
     except (ValueError, TOMLKitError) as error:
         raise ConfigError(f"{path} would become invalid: {error}", hint=f"edit {path}") from None
-    try:
-        write_atomically(path, after.encode(), mode=0o600)
-    except OSError as error:
-        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-        hint = f"{'df' if full else 'ls -ld'} {_nearest(path.parent)}"
-        raise ConfigError(f"cannot write {path}: {error.strerror}", hint=hint) from None
+    write_atomically(path, after.encode(), mode=0o600)
 
 
 def _nearest(directory: Path) -> Path:
@@ -339,3 +362,37 @@ def remove_app(path: Path, name: str) -> None:
             del document["app"]
 
     edit(path, change)
+
+
+def add_key(path: Path, name: str, reference: str) -> None:
+    """Append a signer to the keys of the app `name`. Raises `ConfigError` if there is no such app."""
+
+    def change(document: tomlkit.TOMLDocument) -> None:
+        keys = _find_app(document, name)["keys"]
+        if reference not in keys:
+            keys.append(reference)
+
+    edit(path, change)
+
+
+def remove_key(path: Path, name: str, reference: str, *, others: Sequence[str]) -> None:
+    """Take a signer out of the keys of the app `name`, if the others still are `others`.
+
+    Who decided that it can go knew these: another one who removed one of them meanwhile relied on this one. Raises
+    `ConfigError`.
+    """
+
+    def change(document: tomlkit.TOMLDocument) -> None:
+        keys = _find_app(document, name)["keys"]
+        if reference not in keys or not set(others) <= set(keys):
+            raise ConfigError(f"the keys of {name} were changed meanwhile", hint=f"ghapp key list --app {name}")
+        keys.remove(reference)
+
+    edit(path, change)
+
+
+def _find_app(document: tomlkit.TOMLDocument, name: str) -> Any:  # tomlkit's tables are not typed
+    app = next((app for app in document.get("app", []) if app.get("name") == name), None)
+    if app is None:
+        raise ConfigError(f"there is no app {name}", hint="ghapp app list")
+    return app

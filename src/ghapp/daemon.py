@@ -12,12 +12,12 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NoReturn
 
-from ghapp import autostart, config, logs, paths, process
+from ghapp import activation, autostart, config, logs, paths, process
 from ghapp.broker import Broker, Clock, IssuedToken, TokenIssuer
 from ghapp.clock import SystemClock
 from ghapp.config import Config
@@ -34,6 +34,7 @@ from ghapp.watchdog import Watchdog
 
 
 if TYPE_CHECKING:
+    from socket import socket
     from types import ModuleType
 
     from ghapp.git_edge import GitEdge
@@ -106,10 +107,21 @@ class Unusable:
 class Daemon:
     """One daemon: its listeners, its broker, its configuration."""
 
-    def __init__(self, directory: str, clock: Clock, *, lock: int | None = None, package: str = "ghapp") -> None:
+    def __init__(
+        self,
+        directory: str,
+        clock: Clock,
+        *,
+        lock: int | None = None,
+        package: str = "ghapp",
+        sockets: "Mapping[str, socket] | None" = None,
+        notify: activation.Notify = activation.silent,
+    ) -> None:
         self._clock = clock
         self._directory = directory
         self._lock = lock
+        self._sockets = sockets or {}
+        self._notify = notify
         self._started = clock.boot()
         self._last_activity = self._started
         self._config = Config()
@@ -135,13 +147,16 @@ class Daemon:
         )
         control = ControlServer(
             {
+                "bot": self._bot,
                 "installations": self._installations,
                 "leases": self._leases,
                 "reload": self._reload,
+                "repos": self._repos,
                 "status": self._status,
                 "stop": self._stop,
                 "token": self._token,
                 "verify_app": self._verify_app,
+                "verify_key": self._verify_key,
             },
             on_error=self._note_error,
         )
@@ -161,8 +176,11 @@ class Daemon:
         loop = asyncio.get_running_loop()
         loop.set_default_executor(Threads(SIGNING_THREADS, thread_name_prefix="blocking"))
         try:
-            for listener in self._listeners:
-                listener.open()
+            for name, listener in zip(activation.NAMES, self._listeners, strict=True):
+                if name in self._sockets:
+                    listener.adopt(self._sockets[name])
+                else:
+                    listener.open()
         except BaseException:
             self._leave()
             raise
@@ -172,6 +190,7 @@ class Daemon:
         if self._lock is not None:
             process.mark_serving(self._lock)
         report()
+        self._notify("READY=1")
         log.info("ghapp %s serves, pid %d", VERSION, os.getpid())
         imports = asyncio.create_task(self._import_rim())
         self._watch_idleness()
@@ -184,6 +203,8 @@ class Daemon:
 
     def _leave(self) -> None:
         """Let nobody in any more; a starter that finds our lock taken waits for us from now on."""
+        if not self._leaving:
+            self._notify("STOPPING=1")
         self._leaving = True
         if self._idle_timer is not None:
             self._idle_timer.cancel()
@@ -207,7 +228,9 @@ class Daemon:
 
     async def _import_rim(self) -> None:
         try:
-            modules = await asyncio.to_thread(lambda: [importlib.import_module(name) for name in (*RIM, *BEHIND_THE_RIM)])
+            modules = await asyncio.to_thread(
+                lambda: [importlib.import_module(name) for name in (*RIM, *BEHIND_THE_RIM)]
+            )
         except Exception as error:  # noqa: BLE001  # a module of ours or of others, gone or broken
             # An upgrade under way, most likely. Whoever asks is told; then we end, and the next one starts us whole.
             log.error("cannot import: %s", type(error).__name__)  # noqa: TRY400  # tracebacks are not logged
@@ -234,15 +257,17 @@ class Daemon:
                 issuers.append(Unusable(app, error))
         self._broker.configure(issuers, probe=self._config.probe)
 
-    def _issuer(self, app: App) -> "AppClient":
+    def _issuer(self, app: App, *, afresh: bool = False) -> "AppClient":
+        """Return GitHub for one app; `afresh` also shows keys that it rejected a moment ago."""
         github_module, signers = self._rim["ghapp.github"], self._rim["ghapp.signers"]
         issuer: AppClient = github_module.AppClient(
             app,
-            signers.open_signer(app.keys[0], app, self._rim["ghapp.keystore"].KeyStore(self._config.keyring_backend)),
+            signers.open_signers(app, self._rim["ghapp.keystore"].KeyStore(self._config.keyring_backend)),
             self._github(app.api),
             self._threads,
             edge=self._edge(app.host),
             key_ttl=self._config.key_ttl,
+            afresh=afresh,
         )
         return issuer
 
@@ -303,10 +328,12 @@ class Daemon:
         self._mend_sockets()
         if self._ending.is_set():
             return
+        self._notify(activation.reloading())
         try:
             self._read_config()
         except GhappError as error:
             log.error("the old configuration stays: %s", error)  # noqa: TRY400  # as above
+        self._notify("READY=1")
 
     def _mend_sockets(self) -> None:
         """Take our paths again, or end if they are another daemon's; looked at whenever we wake for something else."""
@@ -314,11 +341,18 @@ class Daemon:
             log.info("the lock of %s is not ours any more", self._directory)
             self._ending.set()
             return
+        if not self._leaving and any(listener.is_replaced() for listener in self._listeners):
+            log.info("systemd listens anew in %s", self._directory)
+            self._ending.set()
+            return
         for listener in self._listeners:
             if not self._leaving and not listener.is_in_place():
                 listener.stop_accepting()
                 try:
-                    process.free_path(listener.path)
+                    if not process.free_path(listener.path):
+                        log.info("somebody else listens at %s", listener.path)  # systemd: the next client starts it
+                        self._ending.set()
+                        return
                     listener.open()
                 except (GhappError, OSError) as error:
                     log.error("cannot listen: %s", error)  # noqa: TRY400  # as above
@@ -355,9 +389,22 @@ class Daemon:
             "connections_peak": max(listener.peak for listener in self._listeners),
             "rejected": sum(listener.rejected for listener in self._listeners),
             "timeouts": sum(listener.timeouts for listener in self._listeners),
+            "rate_limit": next((github.rate_limit for github in self._githubs.values() if github.rate_limit), None),
+            "network": self._describe_network(),
             "flights": self._broker.flights,
             "calls": sum(github.calls for github in self._githubs.values()),
             "descriptors": process.open_descriptors(),
+        }
+
+    def _describe_network(self) -> dict[str, str] | None:
+        if not self._rim:
+            return None
+        network = self._rim["ghapp.network"].network_from(os.environ, self._config.network)
+        return {
+            "proxy": network.proxy_name,
+            "proxy_origin": network.proxy_origin,
+            "ca": network.ca_file or network.ca_directory,
+            "ca_origin": network.ca_origin,
         }
 
     async def _leases(self) -> list[dict[str, object]]:
@@ -411,13 +458,70 @@ class Daemon:
                     found += [{"app": app.name, "host": app.host} | _describe_installation(installation)]
         return found
 
-    async def _verify_app(
+    async def _repos(self, app: str, owner: str, page: int = 1) -> dict[str, object]:
+        """Return one page of the repositories that `app` reaches on `owner`: who asks can show how far it is."""
+        async with self._looking_around(app, owner) as (issuer, token):
+            entries, total, more = await issuer.list_repositories(token, page)
+        return {
+            "repositories": [
+                {
+                    "repository": entry["full_name"],
+                    "private": entry.get("private") is True,
+                    "archived": entry.get("archived") is True,
+                }
+                for entry in entries
+            ],
+            "total": total,
+            "next": page + 1 if more else None,
+        }
+
+    async def _bot(self, app: str, owner: str) -> dict[str, object]:
+        """Return the user that the app's commits are by."""
+        async with self._looking_around(app, owner) as (issuer, token):
+            login, number = await issuer.bot_user(token)
+        return {"login": login, "id": number}
+
+    @contextlib.asynccontextmanager
+    async def _looking_around(self, name: str, owner: str) -> AsyncIterator[tuple["AppClient", str]]:
+        await self._wait_until_ready()
+        lease = await self._broker.lease_to_look_around(name, owner)
+        app = next(app for app in self._config.apps if app.name == name)
+        try:
+            yield self._issuer(app), lease.token
+        except GhappError:
+            self._broker.erase(lease.token)  # somebody may have ended it: the next time with another
+            raise
+
+    async def _verify_key(
         self, host: str, api: str, signer: str, client_id: str = "", app_id: int | None = None
     ) -> dict[str, object]:
-        """Ask GitHub whether id and key belong together, without changing anything."""
+        """Ask GitHub about one key, and let go of it; of what is remembered for its app, this is newer."""
         await self._wait_until_ready()
         app = App("app", host, api, client_id or str(app_id), (signer,), client_id=client_id, app_id=app_id)
-        issuer = self._issuer(app)
+        issuer = self._issuer(app, afresh=True)
+        try:
+            body = await issuer.get_app()
+        finally:
+            issuer.forget()
+        if self._broker.trouble(app):
+            self._configure_broker()
+        return {"app_id": body["id"], "slug": body.get("slug") or "", "fingerprint": issuer.accepted}
+
+    async def _verify_app(  # noqa: PLR0917  # JSON-RPC passes them by name
+        self,
+        host: str,
+        api: str,
+        signer: str = "",
+        client_id: str = "",
+        app_id: int | None = None,
+        signers: list[str] | None = None,
+        name: str = "app",
+    ) -> dict[str, object]:
+        """Ask GitHub whether id and key, or one of several, belong together, without changing anything."""
+        await self._wait_until_ready()
+        keys = tuple(signers) if signers is not None else (signer,)
+        app = App(name, host, api, client_id or str(app_id), keys, client_id=client_id, app_id=app_id)
+        issuer = self._issuer(app, afresh=True)
         body = await issuer.get_app()
         return {
             "app_id": body["id"],
@@ -425,7 +529,8 @@ class Daemon:
             "slug": body.get("slug") or "",
             "name": body["name"],
             "html_url": body.get("html_url") or "",
-            "fingerprint": await issuer.fingerprint(),
+            "permissions": body.get("permissions") or {},
+            "fingerprint": issuer.accepted,
             "installations": [_describe_installation(entry) for entry in await issuer.list_installations()],
         }
 
@@ -466,15 +571,18 @@ def serve(directory: str, report: Callable[[str], None]) -> int:
     """Take the lock and serve; `report` hears "" once the sockets listen, or why they cannot."""
     lock = None
     try:
+        notify, sockets = activation.take_notify(os.environ), activation.take_sockets(os.environ)
         autostart.make_runtime_dir(directory)
-        lock = process.take_lock(directory)
+        lock = process.take_lock(directory, activated=bool(sockets))
         if lock is None:
             log.info("another daemon serves already")
             report("")  # another daemon serves, which is all that a starter wants
             return 0
-        for name in ("git.sock", "control.sock"):
-            process.free_path(f"{directory}/{name}")
-        asyncio.run(Daemon(directory, SystemClock(), lock=lock).run(lambda: report("")))
+        for name in activation.NAMES:
+            if name not in sockets:  # nobody else is there, and we would wait for our own answer
+                process.free_path(f"{directory}/{name}.sock")
+        daemon = Daemon(directory, SystemClock(), lock=lock, sockets=sockets, notify=notify)
+        asyncio.run(daemon.run(lambda: report("")))
     except GhappError as error:
         report(f"{error}\n{error.hint}")
         return 1

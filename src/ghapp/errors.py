@@ -30,7 +30,15 @@
         ├── DaemonFailed      E41       the daemon cannot be started or reached
         ├── RuntimeDirectoryRefused E43 the runtime directory, or what lies on a socket's path, is not safe to use
         ├── ConfigError       E51       the configuration cannot be used
-        └── GitConfigFailed   E52       git's configuration cannot be read or written
+        ├── GitConfigFailed   E52       git's configuration cannot be read or written
+        ├── StateMismatch     E61       what came back from GitHub's page is not the answer to our question
+        ├── CodeRejected      E62       GitHub does not take the code: used, expired or unknown
+        ├── ForeignRequest    E63       the local page was asked for under another name, or by another user
+        ├── Rebound           E64       another site's name leads to the local page, and its path is known there
+        ├── BrowserLeft       E65       the local page was opened, and nobody came back from GitHub
+        ├── BrowserSilent     E66       nobody opened the local page
+        ├── NotCreated        E67       GitHub's page came back without a code
+        └── KeyLost           E68       the app exists on GitHub, and its key could not be stored
 
 Messages follow one form: lower case, no final period, what failed and on what. A hint is the next command or link.
 Codes are stable and listed in SECURITY.md.
@@ -242,3 +250,51 @@ class GitConfigFailed(Failed):
     """git's configuration cannot be read or written."""
 
     code = "E52"
+
+
+class StateMismatch(Failed):
+    """What came back from GitHub's page is not the answer to our question."""
+
+    code = "E61"
+
+
+class CodeRejected(Failed):
+    """GitHub does not take the code: it was used, it expired, or nobody ever had it."""
+
+    code = "E62"
+
+
+class ForeignRequest(Failed):
+    """The local page was asked for under another name than its own, or by another user of this machine."""
+
+    code = "E63"
+
+
+class Rebound(Failed):
+    """Another site's name leads to the local page, and whoever used it knew the path."""
+
+    code = "E64"
+
+
+class BrowserLeft(Failed):
+    """The local page was opened, and nobody came back from GitHub."""
+
+    code = "E65"
+
+
+class BrowserSilent(Failed):
+    """Nobody opened the local page."""
+
+    code = "E66"
+
+
+class NotCreated(Failed):
+    """GitHub's page came back without a code."""
+
+    code = "E67"
+
+
+class KeyLost(Failed):
+    """The app exists on GitHub, and its key, which GitHub shows once, could not be stored."""
+
+    code = "E68"

@@ -27,9 +27,11 @@ from ghapp.errors import (
     AppRejected,
     BadAnswer,
     ClockRejected,
+    CodeRejected,
     Forbidden,
     GhappError,
     GitHubFailing,
+    KeyUnavailable,
     NetworkFailed,
     NotInstalled,
     NotSelected,
@@ -42,6 +44,7 @@ from ghapp.errors import (
 )
 from ghapp.git_edge import GitEdge
 from ghapp.installation import ALL, Installation, InstallationId, Scope, permissions_of
+from ghapp.key_choice import Identity, Key, Verdicts, none_works
 from ghapp.network import Network, http_client, is_inherited, mend
 from ghapp.routing import App, Place
 from ghapp.wire import printable
@@ -57,6 +60,8 @@ MAX_REDIRECTS = 3
 JWT_BACK = 60  # GitHub's advice, against a clock that is fast
 JWT_AHEAD = 9 * 60  # GitHub allows 10 minutes, and rejects exactly 10 when our clock is fast
 PER_PAGE = 100
+NOT_YET = frozenset({401, 403, 404})  # what GitHub's replicas answer to a token that they do not know yet
+TOKEN_PAUSES = (0.5, 1.0, 2.0, 3.0)  # seconds; its lag is mostly under 4
 MAX_PAGES = 1_000  # 100,000 installations; a list that points to itself must end
 
 _TOKEN = re.compile(r"[!-~]{1,4096}")  # opaque; nothing that git's protocol could read as something else
@@ -99,6 +104,20 @@ class Answer:
         text = self.body.get("message") if isinstance(self.body, dict) else None
         return printable(text) if isinstance(text, str) else ""
 
+    @property
+    def rejects_key(self) -> bool:
+        """Tell whether it was GitHub, and the key that it did not like."""
+        is_about_time = self.message.startswith(_TIME_MESSAGES)
+        return self.status == httpx.codes.UNAUTHORIZED and bool(self.message) and not is_about_time
+
+    @property
+    def accepts_key(self) -> bool:
+        """Tell whether the answer is one that only a good key gets; refusals to log in at all are 401 and 403."""
+        if self.message == _UNKNOWN_APP or (self.body is None and not self.is_redirect):
+            return False
+        refused = {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN, httpx.codes.TOO_MANY_REQUESTS}
+        return self.status < httpx.codes.INTERNAL_SERVER_ERROR and self.status not in refused
+
 
 class GitHub:
     """One API base: its connections, and what we know of its clock."""
@@ -120,8 +139,12 @@ class GitHub:
         self._pauses = pauses
         self._client: httpx.AsyncClient | None = None
         self._server_minus_boot: float | None = None
+        self.rate_limit: dict[str, int | str] | None = None
+        """What GitHub last said of the hourly requests: ``limit``, ``remaining``, ``resets_at`` (UTC, RFC 3339)."""
         self.calls = 0
         """Requests sent, the repeated ones included."""
+        self.verdicts = Verdicts()
+        """What it said of the keys that it was shown."""
 
     @property
     def clock_offset(self) -> float | None:
@@ -129,6 +152,10 @@ class GitHub:
         if self._server_minus_boot is None:
             return None
         return self._server_minus_boot + self._clock.boot() - self._clock.wall()
+
+    def boot(self) -> float:
+        """Return the time of the clock that is never set."""
+        return self._clock.boot()
 
     def server_now(self) -> float:
         """Return the time as GitHub sees it, as far as we know."""
@@ -140,17 +167,15 @@ class GitHub:
             await self._client.aclose()
 
     async def request(self, method: str, url: str, bearer: str, body: object = None) -> Answer:
-        """Send one request and read its answer; `url` is absolute or below the API's base.
+        """Send one request and read its answer; `url` is absolute or below the API's base. Without `bearer`, as nobody.
 
         What may pass (the network, a 5xx, an answer cut short) is tried again a few times: this is the only layer
         that does, and minting twice is harmless. Raises the network's errors only: every status is an answer.
         """
         target = url if "://" in url else self._api + url
-        headers = {
-            "Authorization": f"Bearer {bearer}",
-            "Accept": "application/vnd.github+json",
-            "X-GitHub-Api-Version": API_VERSION,
-        }
+        headers = {"Accept": "application/vnd.github+json", "X-GitHub-Api-Version": API_VERSION}
+        if bearer:
+            headers["Authorization"] = f"Bearer {bearer}"
         with self._explained():
             async with asyncio.timeout(self._call_budget):
                 for pause in self._pauses:
@@ -164,6 +189,34 @@ class GitHub:
                     await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311  # jitter
                 return await self._send(method, target, headers, body)
 
+    async def convert_manifest(self, code: str) -> Any:
+        """Return the app, with its key, that the manifest flow's `code` stands for. Raises the errors of GitHub.
+
+        Nobody signs this request: the code is all there is, and it works once. Trying again after a failure of the
+        network is right nevertheless: when GitHub has served the first one, nothing is lost that was not lost.
+        """
+        before = self.calls
+        answer = await self.request("POST", f"/app-manifests/{quote(code, safe='')}/conversions", "")
+        if answer.status == httpx.codes.CREATED and answer.body is not None:
+            return answer.body
+        raise self._conversion_refusal(answer, repeated=self.calls > before + 1)
+
+    def _conversion_refusal(self, answer: Answer, *, repeated: bool) -> GhappError:
+        wait = _asked_to_wait(answer, self.server_now())
+        if wait is not None:
+            return RateLimited(f"{self._host} wants us to wait for {wait:.0f} s", wait=wait)
+        if answer.status >= httpx.codes.INTERNAL_SERVER_ERROR:
+            return GitHubFailing(f"{self._host} is failing (HTTP {answer.status})", hint=_SEE_STATUS)
+        if not answer.message or httpx.codes.is_success(answer.status):
+            return NotTheApi(
+                f"{self._host} answered {answer.status} without usable JSON",
+                hint="a captive portal or a proxy may be in the way",
+            )
+        if answer.status == httpx.codes.NOT_FOUND:
+            why = "its first answer was lost on the way" if repeated else "it was used already, or is over an hour old"
+            return CodeRejected(f"GitHub does not take the code: {why}", hint="ghapp app create")
+        return Forbidden(f"GitHub refused the code (HTTP {answer.status}): {answer.message}")
+
     async def _send(self, method: str, target: str, headers: dict[str, str], body: object) -> Answer:
         if self._client is None:  # not before: a CA file that is gone is an answer to whoever asks
             self._client = http_client(self._network, self._host)
@@ -172,6 +225,7 @@ class GitHub:
         with self._explained():
             async with self._client.stream(method, target, headers=headers, json=body) as response:
                 dated = self._read_clock(response.headers.get("date", ""))
+                self._read_rate_limit(response.headers)
                 data = await _read_body(response, self._host)
         return Answer(response.status_code, response.headers, _parse(response, data), sent_at, dated)
 
@@ -183,6 +237,12 @@ class GitHub:
         dated = parsed.replace(tzinfo=UTC).timestamp()  # RFC 9110: always GMT, whatever the zone is written as
         self._server_minus_boot = dated - self._clock.boot()
         return dated
+
+    def _read_rate_limit(self, headers: Mapping[str, str]) -> None:
+        limit, remaining, reset = (headers.get(f"x-ratelimit-{name}", "") for name in ("limit", "remaining", "reset"))
+        if all(re.fullmatch(r"\d{1,10}", number) for number in (limit, remaining, reset)):
+            resets_at = datetime.fromtimestamp(int(reset), tz=UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            self.rate_limit = {"limit": int(limit), "remaining": int(remaining), "resets_at": resets_at}
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -230,6 +290,7 @@ class GitHub:
         return ProxyFailed(why, hint=mend(origin), inherited=is_inherited(origin))
 
 
+_SEE_STATUS = "see https://www.githubstatus.com"
 _CHECK_NETWORK = "check the network, and https://www.githubstatus.com"
 _CHECK_WAY = "check the network; where a proxy is needed: set HTTPS_PROXY, then: ghapp daemon restart"
 
@@ -281,21 +342,25 @@ class AppClient:
     def __init__(
         self,
         app: App,
-        signer: Signer,
+        signers: Sequence[Signer],
         github: GitHub,
         threads: ThreadPoolExecutor,
         *,
         edge: GitEdge | None = None,
         key_ttl: float = 0.0,
+        afresh: bool = False,
     ) -> None:
         self._app = app
-        self._signer = signer
+        self._keys = [Key(*pair) for pair in zip(app.keys, signers, strict=True)]
         self._github = github
         self._threads = threads
         self._edge = edge
         self._key_ttl = key_ttl
+        self._afresh = afresh
         self._forgetting: asyncio.TimerHandle | None = None
         self._fingerprint = ""
+        self.accepted = ""
+        """The fingerprint of the key that GitHub accepted last; "" before the first answer."""
 
     @property
     def app(self) -> App:
@@ -305,11 +370,27 @@ class AppClient:
     # -- the app's own voice -------------------------------------------------------------------------------------
 
     async def fingerprint(self) -> str:
-        """Return the signing key's fingerprint: asked once, so that a hit waits for no thread."""
+        """Return the fingerprint that leases go by: of the first key that tells it, whichever key signs.
+
+        Tokens outlive their key. Would leases go by the key that signs, passing over a dead one would throw away what
+        lives, just when GitHub has to be asked for everything anew. Asked once, so that a hit waits for no thread.
+        """
+        failures: list[tuple[Key, GhappError]] = []
+        for key in () if self._fingerprint else self._keys:
+            try:
+                self._fingerprint = await self._name(key)
+                break
+            except KeyUnavailable as error:
+                failures.append((key, error))
         if not self._fingerprint:
-            self._fingerprint = await self._blocking(self._signer.fingerprint)
-            self._forget_later()
+            raise none_works(self._app.name, self._app.issuer, failures)
         return self._fingerprint
+
+    async def _name(self, key: Key) -> str:
+        if not key.fingerprint:
+            key.fingerprint = await self._blocking(key.signer.fingerprint)
+            self._forget_later()
+        return key.fingerprint
 
     async def get_app(self) -> dict[str, Any]:
         """Return ``GET /app``: the best test of id and key."""
@@ -371,6 +452,28 @@ class AppClient:
         if answer.status not in {httpx.codes.NO_CONTENT, httpx.codes.UNAUTHORIZED}:
             raise self._refusal(answer)
 
+    async def list_repositories(self, token: str, page: int) -> tuple[list[dict[str, Any]], int, bool]:
+        """Return one page of what `token` reaches, how many there are, and whether there is more."""
+        answer = await self._as_installation(f"/installation/repositories?per_page={PER_PAGE}&page={page}", token)
+        body = _object(answer)
+        entries, total = body.get("repositories"), body.get("total_count")
+        if not isinstance(entries, list) or type(total) is not int:
+            raise BadAnswer("GitHub's list of repositories is not a list")
+        for entry in entries:
+            if not isinstance(entry, dict) or type(entry.get("full_name")) is not str:
+                raise BadAnswer("GitHub's list of repositories is malformed")
+        return entries, total, "next" in httpx.Response(200, headers=dict(answer.headers)).links
+
+    async def bot_user(self, token: str) -> tuple[str, int]:
+        """Return the login and the id of the user that the app's commits are by; the id is not the app's."""
+        slug = (await self.get_app()).get("slug")
+        if not isinstance(slug, str) or not re.fullmatch(r"[A-Za-z0-9-]+", slug):
+            raise BadAnswer("GET /app came without a usable slug")
+        body = _object(await self._as_installation(f"/users/{slug}%5Bbot%5D", token))
+        if type(body.get("id")) is not int or body.get("login") != f"{slug}[bot]":
+            raise BadAnswer(f"GitHub's user {slug}[bot] came without login and id")
+        return f"{slug}[bot]", body["id"]
+
     async def approach(self) -> None:
         """Open the connection that `sees` will use."""
         if self._edge is not None:
@@ -390,19 +493,59 @@ class AppClient:
     # -- how a request is made -----------------------------------------------------------------------------------
 
     async def _as_app(self, method: str, path: str, body: object = None, accept: Sequence[int] = (200,)) -> Answer:
-        """Send a request with a JWT; once more with the corrected clock when GitHub rejects its times."""
-        answer = await self._github.request(method, path, await self._jwt(), body)
-        if answer.status == httpx.codes.UNAUTHORIZED and answer.message.startswith(_TIME_MESSAGES):
-            if answer.dated is None:
-                raise _clock_rejected()
-            answer = await self._github.request(method, path, await self._jwt(), body)
+        """Send a request with a JWT of the first key that works."""
+        failures: list[tuple[Key, GhappError]] = []
+        for key in self._github.verdicts.in_order(self._app.issuer, self._keys):
+            try:
+                answer = await self._with_key(key, method, path, body)
+                break
+            except (AppRejected, KeyUnavailable) as error:
+                failures.append((key, error))
+        else:
+            raise none_works(self._app.name, self._app.issuer, failures)
         if answer.status not in accept or answer.message == _UNKNOWN_APP:
-            if answer.status == httpx.codes.UNAUTHORIZED:
-                with suppress(GhappError):  # to be named in the refusal
-                    await self.fingerprint()
             raise self._refusal(answer)
         if answer.body is None and not answer.is_redirect:
             raise self._not_the_api(answer)
+        return answer
+
+    async def _as_installation(self, path: str, token: str) -> Answer:
+        """Ask with an installation's token; a new one may be unknown for seconds, which shows as any of three."""
+        answer = await self._github.request("GET", path, token)
+        for pause in TOKEN_PAUSES:
+            if answer.status not in NOT_YET or _asked_to_wait(answer, 0.0) is not None:
+                break
+            await asyncio.sleep(pause)
+            answer = await self._github.request("GET", path, token)
+        if answer.status != httpx.codes.OK:
+            raise self._refusal(answer)
+        if answer.body is None:
+            raise self._not_the_api(answer)
+        return answer
+
+    async def _with_key(self, key: Key, method: str, path: str, body: object) -> Answer:
+        """Send a request with a JWT of `key`. Raises `KeyUnavailable`, and `AppRejected` if GitHub rejects the key."""
+        identity, verdicts = Identity(self._app.issuer, await self._name(key)), self._github.verdicts
+        async with verdicts.one_at_a_time(identity):
+            if not self._afresh:
+                verdicts.raise_rejected(identity, self._github.boot())
+            answer = await self._with_right_time(key, method, path, body)
+            if answer.rejects_key:
+                error = self._key_rejected(key, answer.message)
+                verdicts.reject(identity, error, self._github.boot())
+                raise error
+            if answer.accepts_key:
+                verdicts.accept(identity, key.reference)
+                self.accepted = identity.fingerprint
+            return answer
+
+    async def _with_right_time(self, key: Key, method: str, path: str, body: object) -> Answer:
+        """Send a request with a JWT; once more with the corrected clock when GitHub rejects its times."""
+        answer = await self._github.request(method, path, await self._jwt(key), body)
+        if answer.status == httpx.codes.UNAUTHORIZED and answer.message.startswith(_TIME_MESSAGES):
+            if answer.dated is None:
+                raise _clock_rejected()
+            answer = await self._github.request(method, path, await self._jwt(key), body)
         return answer
 
     def _not_the_api(self, answer: Answer) -> NotTheApi:
@@ -411,22 +554,27 @@ class AppClient:
             f"{host} answered {answer.status} without usable JSON", hint="a captive portal or a proxy may be in the way"
         )
 
-    async def _jwt(self) -> str:
+    async def _jwt(self, key: Key) -> str:
         """Return a JWT of the app, signed now and kept nowhere (GitHub wants RS256, integers, ``iss`` a string)."""
         now = int(self._github.server_now())
         claims = {"iat": now - JWT_BACK, "exp": now + JWT_AHEAD, "iss": self._app.issuer}
         parts = ({"alg": "RS256", "typ": "JWT"}, claims)
         message = b".".join(base64url_encode(json.dumps(part, separators=(",", ":")).encode()) for part in parts)
-        signature = await self._blocking(self._signer.sign, message)
+        signature = await self._blocking(key.signer.sign, message)
         self._forget_later()
         return (message + b"." + base64url_encode(signature)).decode()
 
     def _forget_later(self) -> None:
-        """Let the key leave memory some time after its last use; 0 keeps it."""
+        """Let the keys leave memory some time after the last use of one; 0 keeps them."""
         if self._forgetting is not None:
             self._forgetting.cancel()
         if self._key_ttl > 0:
-            self._forgetting = asyncio.get_running_loop().call_later(self._key_ttl, self._signer.forget)
+            self._forgetting = asyncio.get_running_loop().call_later(self._key_ttl, self.forget)
+
+    def forget(self) -> None:
+        """Let the keys leave memory."""
+        for key in self._keys:
+            key.signer.forget()
 
     async def _blocking(self, function: Callable[..., Result], *arguments: object) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
@@ -484,8 +632,9 @@ class AppClient:
             return self._not_the_api(answer)  # whoever it was, nothing was said about app or key
         if message.startswith(_TIME_MESSAGES):
             return _clock_rejected()
-        if status == httpx.codes.UNAUTHORIZED or message == _UNKNOWN_APP:
-            return self._app_rejected(message)
+        if message == _UNKNOWN_APP:
+            page = f"the app's page: https://{self._app.host}/settings/apps"
+            return AppRejected(f"GitHub knows no app {self._app.issuer}", hint=f"compare the id with {page}")
         if status == httpx.codes.FORBIDDEN and "suspended" in message:
             return Suspended(
                 f"an installation of {self._app.name} is suspended",
@@ -501,13 +650,10 @@ class AppClient:
             return NotSelected(f"GitHub: {message}", hint="select the repository in the installation's settings")
         return Forbidden(f"GitHub refused (HTTP {status}): {message}")
 
-    def _app_rejected(self, message: str) -> AppRejected:
-        issuer, page = self._app.issuer, f"the app's page: https://{self._app.host}/settings/apps"
-        if message == _UNKNOWN_APP:
-            return AppRejected(f"GitHub knows no app {issuer}", hint=f"compare the id with {page}")
+    def _key_rejected(self, key: Key, message: str) -> AppRejected:
         return AppRejected(
-            f"GitHub does not accept the key {self._fingerprint} for app {issuer}: {message}",
-            hint=f"compare the fingerprint with {page}",
+            f"GitHub does not accept the key {key.fingerprint} for app {self._app.issuer}: {message}",
+            hint=f"compare the fingerprint with the app's page: https://{self._app.host}/settings/apps",
         )
 
 

@@ -114,6 +114,7 @@ class Listener:
         self._fresh = fresh
         self._sock: socket.socket | None = None
         self._inode: tuple[int, int] | None = None
+        self._adopted = False
         self._tasks: dict[asyncio.Task[None], Connection] = {}
         self._paused = False
         self._quiet_until = 0.0
@@ -148,6 +149,20 @@ class Listener:
         self._sock, self._inode = sock, (status.st_dev, status.st_ino)
         self._resume()
 
+    def adopt(self, sock: socket.socket) -> None:
+        """Serve a listening socket that was passed to us: its path is not ours to unlink."""
+        sock.settimeout(0)
+        self.path = sock.getsockname()
+        with contextlib.suppress(OSError):  # gone already: not in place, which is mended like any other
+            status = os.lstat(self.path)
+            self._inode = (status.st_dev, status.st_ino)
+        self._sock, self._adopted = sock, True
+        self._resume()
+
+    def is_replaced(self) -> bool:
+        """Tell whether whoever passed our socket has made its path lead elsewhere since."""
+        return self._adopted and not self.is_in_place() and os.path.lexists(self.path)
+
     def is_in_place(self) -> bool:
         """Tell whether the path still leads to our socket."""
         try:
@@ -163,11 +178,11 @@ class Listener:
         """
         if self._sock is None:
             return
-        if self.is_in_place():
+        if self.is_in_place() and not self._adopted:
             with contextlib.suppress(OSError):  # what stays is a dead socket, which the next daemon replaces
                 Path(self.path).unlink()
         self._accept()
-        sock, self._sock, self._inode = self._sock, None, None
+        sock, self._sock, self._inode, self._adopted = self._sock, None, None, False
         asyncio.get_running_loop().remove_reader(sock)
         sock.close()
 

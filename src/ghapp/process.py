@@ -137,11 +137,12 @@ def outcome(reader: int) -> tuple[int, bytes]:
     return 1, said or b"the daemon died while it started (E41)\nghapp daemon run shows why"
 
 
-def take_lock(directory: str) -> int | None:
+def take_lock(directory: str, *, activated: bool = False) -> int | None:
     """Return the descriptor of the daemon's lock, which is held until the process ends, or None if a daemon serves.
 
     A holder whose sockets do not answer is told to mend that (SIGHUP); one that does not react in time is killed,
-    its pid verified. One that starts or ends has no pid in the file and is waited for. Raises OSError.
+    its pid verified. One that starts or ends has no pid in the file and is waited for. Where systemd activated us
+    the sockets are ours: the holder is told to end (SIGTERM), and nobody says hello there. Raises OSError.
     """
     path = f"{directory}/daemon.lock"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -152,13 +153,13 @@ def take_lock(directory: str) -> int | None:
     while time.monotonic() < end:
         if _lock(descriptor):
             return descriptor
-        if complete(directory):
+        if not activated and complete(directory):
             os.close(descriptor)
             return None
         holder = _holder(path)
         if holder is not None and holder not in told:
             told[holder] = time.monotonic()
-            _send(holder, signal.SIGHUP)
+            _send(holder, signal.SIGTERM if activated else signal.SIGHUP)
         elif holder is not None and time.monotonic() - told[holder] >= PATIENCE:
             _send(holder, signal.SIGKILL)
         time.sleep(_GLANCE)
@@ -261,19 +262,21 @@ def complete(directory: str) -> bool:
     return bool(hello(f"{directory}/git.sock")) and autostart.listens(f"{directory}/control.sock")
 
 
-def free_path(path: str) -> None:
+def free_path(path: str) -> bool:
     """End whoever listens at `path`, so that the path can be taken. Call with the lock held.
 
     That is git's own cache daemon; or a daemon of ours whose lock's file was removed, which nobody would find again.
+    Returns False for a listener that says nothing, such as systemd's, which waits for a client to start us.
     """
     found = hello(path)
     if found is None:
-        return
+        return not autostart.listens(path)
     pid = int(found.get("pid", "0"))
     if _is_ghapp(pid):
         _send(pid, signal.SIGTERM)
     elif not found:
         autostart.end_foreign(path)
+    return True
 
 
 def resident_bytes() -> int:

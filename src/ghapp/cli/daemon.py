@@ -6,7 +6,7 @@ import signal
 
 import click
 
-from ghapp import autostart, config, paths, process
+from ghapp import activation, autostart, config, paths, process
 from ghapp import daemon as ghapp_daemon
 from ghapp.cli.daemon_client import ask, call_if_running, started_error
 from ghapp.cli.output import Group, counted, json_option, print_json, say
@@ -37,7 +37,8 @@ def run() -> None:
       ghapp daemon run
     """
     directory = paths.runtime_dir()
-    if process.complete(directory):
+    # With systemd's sockets it would be us who has to answer.
+    if not activation.is_activated(os.environ) and process.complete(directory):
         pid = process.lock_holder(directory)
         raise DaemonFailed(f"the daemon runs already (pid {pid})", hint="ghapp daemon stop")
     process.leave(ghapp_daemon.main([]))
