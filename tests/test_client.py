@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -134,6 +134,37 @@ def test_a_daemon_is_started_where_none_runs(directory: Path, capfd: pytest.Capt
     assert run(capfd) == ("", "")  # no app is configured, so this is not ours
 
     assert process.lock_holder(str(directory)) is not None
+
+
+def a_link_to_itself(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def a_directory(path: Path) -> None:
+    path.mkdir()
+
+
+def a_datagram_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.bind(str(path))
+
+
+def a_socket_that_nobody_may_open(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen()
+    path.chmod(0)
+
+
+@pytest.mark.parametrize(
+    "squat", [a_link_to_itself, a_directory, a_datagram_socket, a_socket_that_nobody_may_open], ids=lambda f: f.__name__
+)
+def test_whatever_cannot_be_connected_to_is_nobody(directory: Path, squat: Callable[[Path], None]) -> None:
+    """So a daemon is started, which clears the path; only what is wrong with ourselves is told."""
+    squat(directory / "git.sock")
+
+    with pytest.raises(client.NoAnswer):
+        client.ask(paths.git_socket(), b"action=get\ntimeout=0\nghapp=1\n", LIMIT)
 
 
 def test_gits_own_cache_daemon_on_our_path_is_replaced(directory: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 from session_bus import PASSWORD, Session, session
 
 from ghapp import keyring_child
 from ghapp.keyring_child import Word
+from ghapp.private_key import encode_key, load_der
 
 
 ACCOUNT = "github.com/4242/SHA256:one="
@@ -23,7 +25,7 @@ def desktop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session
         yield found
 
 
-def serve(action: str, secret: str = "", *, interactive: bool = False, **changes: Any) -> str:
+def serve(action: str, secret: str = "", *, interactive: bool = False, **changes: Any) -> bytes:
     request = {"action": action, "account": ACCOUNT, "backend": "", "interactive": interactive} | changes
     return keyring_child._serve(request, secret)
 
@@ -31,11 +33,13 @@ def serve(action: str, secret: str = "", *, interactive: bool = False, **changes
 @pytest.mark.parametrize("interactive", [False, True])
 def test_a_secret_is_stored_found_and_deleted(desktop: Session, *, interactive: bool) -> None:
     desktop.start_keyring(PASSWORD)
+    key = rsa.generate_private_key(65537, 2048)
 
-    assert serve("set", "rsa1:AAAA", interactive=interactive) == ""
-    assert serve("get", interactive=interactive) == "rsa1:AAAA"
+    assert serve("set", encode_key(key).decode(), interactive=interactive) == b""
+    found = load_der(memoryview(serve("get", interactive=interactive)), source="x")
+    assert encode_key(found) == encode_key(key)
     assert desktop.usernames() == [ACCOUNT]
-    assert serve("delete", interactive=interactive) == ""
+    assert serve("delete", interactive=interactive) == b""
     for action in ("get", "delete"):
         with pytest.raises(Word, match="missing"):
             serve(action, interactive=interactive)
@@ -53,6 +57,12 @@ def test_a_secret_is_stored_found_and_deleted(desktop: Session, *, interactive: 
 )
 def test_what_the_library_raises_becomes_a_word(error: str, word: str) -> None:
     assert keyring_child._word_for(type(error, (Exception,), {})()) == word
+
+
+@pytest.mark.parametrize(("found", "word"), [(None, "missing"), ("", "damaged"), ("hello", "damaged")])
+def test_no_key_and_something_that_is_none_are_told_apart(found: str | None, word: str) -> None:
+    with pytest.raises(Word, match=word):
+        keyring_child._key_in(found)
 
 
 @pytest.mark.parametrize("name", ["keyring.backends.null.Keyring", "os.path.nothing", "json.JSONDecoder", ".x"])

@@ -9,12 +9,13 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.hashes import SHA256
+from keyring.backends.SecretService import Keyring as LibraryBackend
 from session_bus import PASSWORD, Session, session
 
 from ghapp import keystore
 from ghapp.errors import KeyMissing, KeyringAbsent, KeyringFailed, KeyringLocked, KeyUnavailable
-from ghapp.keystore import KeyStore, decode_key, encode_key
-from ghapp.private_key import fingerprint
+from ghapp.keystore import KeyStore
+from ghapp.private_key import encode_key, fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -41,38 +42,6 @@ def is_same(one: rsa.RSAPrivateKey, other: rsa.RSAPrivateKey) -> bool:
     return signatures[0] == signatures[1] and encode_key(one) == encode_key(other)
 
 
-# -- the one line --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("bits", [2048, 3072])
-def test_a_key_survives_as_one_short_line(bits: int) -> None:
-    key = rsa.generate_private_key(65537, bits)
-
-    line = encode_key(key)
-
-    assert line.isascii()
-    assert b"\n" not in line
-    assert len(line) < 1280  # what Windows keeps
-    assert is_same(decode_key(line), key)
-
-
-@pytest.mark.parametrize(
-    "damage", [b"", b"rsa1:", b"rsa1:AAAA", b"rsa1:A", b"rsa2:AAAA", b"-----BEGIN RSA PRIVATE KEY-----"]
-)
-def test_a_damaged_line_is_refused_without_being_shown(damage: bytes) -> None:
-    with pytest.raises(KeyUnavailable, match="damaged") as caught:
-        decode_key(damage)
-
-    assert caught.value.__context__ is None
-
-
-def test_half_a_line_is_refused(key: rsa.RSAPrivateKey) -> None:
-    line = encode_key(key)
-
-    with pytest.raises(KeyUnavailable):
-        decode_key(line[: len(line) // 2])
-
-
 # -- a real keyring ------------------------------------------------------------------------------------------------
 
 
@@ -89,6 +58,30 @@ def test_a_key_is_stored_read_and_deleted(desktop: Session, key: rsa.RSAPrivateK
         store.read(account(key))
 
 
+class Keeping(KeyStore):
+    """The keyring; what a key was read from can be looked at afterwards."""
+
+    def _call(self, action: str, account: str, secret: bytes = b"", *, interactive: bool) -> memoryview:
+        answer = super()._call(action, account, secret, interactive=interactive)
+        KEPT.append((bytes(answer), answer))
+        return answer
+
+
+KEPT: list[tuple[bytes, memoryview]] = []
+
+
+def test_what_a_key_was_read_from_is_overwritten(desktop: Session, key: rsa.RSAPrivateKey) -> None:
+    desktop.start_keyring(PASSWORD)
+    KeyStore().write(account(key), key)
+    KEPT.clear()
+
+    Keeping().read(account(key))
+
+    ((came, left),) = KEPT
+    assert len(came) > 1000
+    assert bytes(left) == bytes(len(came))
+
+
 def test_a_key_under_another_keys_name_is_refused(desktop: Session, key: rsa.RSAPrivateKey) -> None:
     desktop.start_keyring(PASSWORD)
     store = KeyStore()
@@ -96,6 +89,20 @@ def test_a_key_under_another_keys_name_is_refused(desktop: Session, key: rsa.RSA
 
     with pytest.raises(KeyUnavailable, match="another key"):
         store.read("github.com/1/SHA256:another=")
+
+
+@pytest.mark.parametrize("value", ["rsa1:AAAA", "hello"])
+def test_something_else_under_a_keys_name_is_named_without_being_shown(
+    desktop: Session, key: rsa.RSAPrivateKey, value: str
+) -> None:
+    desktop.start_keyring(PASSWORD)
+    LibraryBackend().set_password("ghapp", account(key), value)  # type: ignore[no-untyped-call]  # has no types
+
+    with pytest.raises(KeyUnavailable, match="damaged") as caught:
+        KeyStore().read(account(key))
+
+    assert "--key FILE" in caught.value.hint
+    assert (caught.value.__cause__, caught.value.__context__) == (None, None)
 
 
 @pytest.mark.parametrize("display", ["", ":99"])

@@ -1,6 +1,8 @@
 """The log: what it must never contain, and that nothing about it stops the daemon."""
 
 import logging
+import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,14 +11,18 @@ import pytest
 from standin import keys, token_text
 
 from ghapp import logs
+from ghapp.installation import permissions_of
 from ghapp.logs import Redacted
 
 
 @pytest.fixture(autouse=True)
 def _own_handlers() -> Iterator[None]:
     root, ours = logging.getLogger(), logging.getLogger("ghapp")
+    libraries = {name: logging.getLogger(name).level for name in logs._LIBRARIES}
     before = (root.handlers[:], root.level, ours.level, logging.raiseExceptions)
     yield
+    for name, level in libraries.items():
+        logging.getLogger(name).setLevel(level)
     for handler in root.handlers:
         if handler not in before[0]:
             handler.close()
@@ -44,7 +50,17 @@ def jwt() -> str:
         ("no credential: E11", "INFO no credential: E11"),
         (f"Bearer {jwt()}.", "INFO Bearer [secret]."),
         ("Authorization: token abc\nmore", "INFO [secret]"),
-        ("proxy-authorization: Basic abc", "INFO [secret]"),
+        ("proxy-authorization: Basic abc", "INFO proxy-[secret]"),
+        ("[(b'Authorization', b'token abc')]", "INFO [(b'[secret]"),
+        ("{'authorization': 'token abc'}", "INFO {'[secret]"),
+        ("authorization by somebody is missing", "INFO authorization by somebody is missing"),
+        ("Basic eC1hY2Nlc3MtdG9rZW46Z2hz.", "INFO Basic [secret]."),
+        ("ghu_" + "x" * 36, "INFO [secret]"),
+        ("github_pat_" + "x" * 36, "INFO [secret]"),
+        ("rsa1:AAAA-_AA==", "INFO [secret]=="),
+        ("-----BEGIN PRIVATE KEY-----\\nMIIE\\nAAAA", "INFO [secret]"),
+        ("-----BEGIN RSA PRIVATE KEY-----MIIE", "INFO [secret]"),
+        ("through http://me:word@proxy.example:3128", "INFO through http://[secret]@proxy.example:3128"),
         ("gho_" + "x" * 36, "INFO [secret]"),
         ("ghs_short", "INFO ghs_short"),
         ("two\nlines\x1b[2J\u2028", "INFO two?lines?[2J?"),
@@ -71,6 +87,106 @@ def test_a_traceback_is_never_written_because_its_lines_hold_values() -> None:
     assert line("it failed", error=True) == "INFO it failed"
 
 
+SECRET = "hunter2-" + "q" * 12  # looks like nothing that the net knows
+
+HOOKS = """
+import asyncio, gc, logging, sys, threading
+from pathlib import Path
+from ghapp import logs
+
+logs.configure(Path(sys.argv[1]), logging.DEBUG)
+logs.install_hooks()
+secret = sys.argv[2]
+
+def fail(value):
+    raise ValueError(value)
+
+class Undead:
+    def __del__(self):
+        fail(secret)
+
+async def forgotten():
+    asyncio.get_running_loop().call_soon(fail, secret)
+    task = asyncio.create_task(fail_later())
+    await asyncio.sleep(0.01)
+    del task
+    gc.collect()
+
+async def fail_later():
+    fail(secret)
+
+match sys.argv[3]:
+    case "main": fail(secret)
+    case "thread":
+        thread = threading.Thread(target=fail, args=(secret,))
+        thread.start()
+        thread.join()
+    case "finaliser": Undead()
+    case "callback" | "task": asyncio.run(forgotten(), debug=sys.argv[3] == "task")
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("main", ["ERROR ended: ValueError in fail"]),
+        ("thread", ["ERROR a thread ended: ValueError in fail"]),
+        ("finaliser", ["ERROR not raised: ValueError in fail"]),
+        ("callback", ["ERROR asyncio: ValueError in fail"] * 2),
+        ("task", ["ERROR asyncio: ValueError in fail"] * 2),
+    ],
+)
+def test_of_what_nobody_caught_class_and_place_are_told_and_no_value(
+    tmp_path: Path, what: str, told: list[str]
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HOOKS, tmp_path, SECRET, what], capture_output=True, text=True, timeout=30, check=False
+    )
+
+    assert (done.stdout, done.stderr) == ("", "")
+    assert done.returncode == (1 if what == "main" else 0)
+    lines = (tmp_path / "daemon.log").read_text().splitlines()
+    assert [re.sub(r", <?\w+>?:\d+$", "", line.split(" ", 2)[2]) for line in lines] == told
+
+
+def test_a_library_that_logs_an_exception_is_quoted_with_class_and_place_only() -> None:
+    with pytest.raises(ValueError, match=SECRET) as caught:
+        int(SECRET)
+    information = (caught.type, caught.value, caught.tb)
+    record = logging.LogRecord("asyncio", logging.ERROR, "file", 1, "in %r", (SECRET,), information)
+
+    told = Redacted("%(message)s").format(record)
+
+    assert re.fullmatch(r"asyncio: ValueError in test_\w+, test_logs.py:\d+", told)
+
+
+def test_of_a_librarys_text_the_first_line_is_kept() -> None:
+    record = logging.LogRecord("asyncio", logging.ERROR, "file", 1, "Task was destroyed\ntask: %s", (SECRET,), None)
+
+    assert Redacted("%(message)s").format(record) == "asyncio: Task was destroyed"
+
+
+@pytest.mark.parametrize("name", ["asyncio", "httpcore.http11", "httpx", "keyring.backend"])
+def test_libraries_stay_quiet_however_much_we_and_the_root_say(tmp_path: Path, name: str) -> None:
+    logs.configure(tmp_path, logging.DEBUG)
+    logging.getLogger().setLevel(logging.DEBUG)
+
+    logging.getLogger(name).info("headers")
+
+    assert (tmp_path / "daemon.log").read_text() == ""
+
+
+def test_the_place_is_the_last_one_in_our_own_code() -> None:
+    with pytest.raises(AttributeError) as caught:
+        permissions_of({"contents": "write"} and 7)  # type: ignore[arg-type]  # that is what fails
+
+    assert re.fullmatch(r"AttributeError in permissions_of, installation.py:\d+", logs.where(caught.value))
+
+
+def test_an_exception_that_was_never_raised_has_no_place() -> None:
+    assert logs.where(ValueError(SECRET)) == "ValueError"
+
+
 def test_the_log_goes_to_a_file_of_its_own(tmp_path: Path) -> None:
     logs.configure(tmp_path / "state")
 
@@ -80,7 +196,7 @@ def test_the_log_goes_to_a_file_of_its_own(tmp_path: Path) -> None:
     logging.getLogger("httpx").warning("but this")
 
     lines = (tmp_path / "state" / "daemon.log").read_text().splitlines()
-    assert [entry.split(" ", 2)[2] for entry in lines] == ["INFO token [secret]", "WARNING but this"]
+    assert [entry.split(" ", 2)[2] for entry in lines] == ["INFO token [secret]", "WARNING httpx: but this"]
     assert (tmp_path / "state").stat().st_mode & 0o777 == 0o700
 
 

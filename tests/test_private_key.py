@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -16,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from ghapp.errors import KeyUnavailable
-from ghapp.private_key import fingerprint, load_key
+from ghapp.private_key import decode_key, encode_key, fingerprint, load_der, load_key
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +131,55 @@ def test_anything_else_is_named_and_not_repeated(key: rsa.RSAPrivateKey) -> None
 def test_the_source_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(KeyUnavailable, match=str(tmp_path)):
         load_key(b"", source=str(tmp_path))
+
+
+# -- the one line that keyrings keep ------------------------------------------------------------------------------
+
+
+def decoded(line: bytes) -> rsa.RSAPrivateKey:
+    return load_der(memoryview(decode_key(line)), source="x")
+
+
+def is_same(one: rsa.RSAPrivateKey, other: rsa.RSAPrivateKey) -> bool:
+    """Compare what the keys do: the private exponent has several right values."""
+    signatures = [key.sign(b"message", PKCS1v15(), SHA256()) for key in (one, other)]
+    return signatures[0] == signatures[1] and encode_key(one) == encode_key(other)
+
+
+@pytest.mark.parametrize("bits", [2048, 3072])
+def test_a_key_survives_as_one_short_line(bits: int) -> None:
+    key = rsa.generate_private_key(65537, bits)
+
+    line = encode_key(key)
+
+    assert line.isascii()
+    assert b"\n" not in line
+    assert len(line) < 1280  # what Windows keeps
+    assert is_same(decoded(line), key)
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"rsa1:", b"rsa1:AAAA", b"rsa1:A", b"rsa2:AAAA", b"-----BEGIN RSA PRIVATE KEY-----"]
+)
+def test_a_damaged_line_is_refused_without_being_shown(damage: bytes) -> None:
+    with pytest.raises(KeyUnavailable, match="damaged") as caught:
+        decode_key(damage)
+
+    assert caught.value.__context__ is None
+
+
+def test_half_a_line_is_refused(key: rsa.RSAPrivateKey) -> None:
+    line = encode_key(key)
+
+    with pytest.raises(KeyUnavailable):
+        decoded(line[: len(line) // 2])
+
+
+def test_der_that_is_no_key_for_an_app_is_named_and_not_repeated(key: rsa.RSAPrivateKey) -> None:
+    whole = decode_key(encode_key(key))
+    small = decode_key(encode_key(rsa.generate_private_key(public_exponent=65537, key_size=1024)))  # noqa: S505  # refused
+
+    for der, what in ((b"", "a damaged key"), (whole[:-9], "a damaged key"), (small, "an RSA key of 1024 bits")):
+        with pytest.raises(KeyUnavailable, match=f"the keyring holds {what}") as caught:
+            load_der(memoryview(der), source="the keyring")
+        assert (caught.value.__cause__, caught.value.__context__) == (None, None)

@@ -3,6 +3,7 @@
 No method takes code, a module's name or a path that the daemon would run.
 """
 
+import inspect
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
@@ -57,6 +58,10 @@ class ControlServer:
             return _error(number, _UNKNOWN_METHOD, "there is no such method")
         if not isinstance(params, dict):
             return _error(number, _INVALID_PARAMS, "params must be an object")
+        try:
+            inspect.signature(method).bind(**params)
+        except TypeError:
+            return _error(number, _INVALID_PARAMS, "the parameters do not fit")  # the caller's mistake: not logged
         try:
             result = await method(**params)
         except GhappError as error:

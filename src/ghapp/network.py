@@ -89,10 +89,13 @@ def trust(network: Network) -> ssl.SSLContext:
             why, inherited = f"{path} does not exist, which {network.ca_origin} names", is_inherited(network.ca_origin)
             raise TlsFailed(why, hint=mend(network.ca_origin), inherited=inherited)
     try:
-        return ssl.create_default_context(cafile=network.ca_file or None, capath=network.ca_directory or None)
+        # Not create_default_context: that writes session keys where SSLKEYLOGFILE says.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_verify_locations(cafile=network.ca_file or None, capath=network.ca_directory or None)
     except OSError as error:  # ssl.SSLError is one
         why = "holds no certificates" if isinstance(error, ssl.SSLError) else f"cannot be read: {error.strerror}"
         raise TlsFailed(f"{network.ca_file} {why}", hint=mend(network.ca_origin)) from None
+    return context
 
 
 def http_client(network: Network, host: str) -> httpx.AsyncClient:
