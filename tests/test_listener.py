@@ -7,6 +7,8 @@ import os
 import resource
 import socket
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -362,6 +364,32 @@ async def test_one_clients_trouble_is_logged_by_its_kind_alone(
 
     assert "RuntimeError" in caplog.text
     assert "a secret" not in caplog.text
+
+
+OUT_OF_MEMORY = """
+import asyncio, sys
+from ghapp.listener import Listener
+
+async def starve(connection):
+    raise MemoryError
+
+async def main():
+    Listener(sys.argv[1], starve).open()
+    print("listens", flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+def test_without_memory_the_process_ends_and_leaves_its_place_to_another(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", OUT_OF_MEMORY, str(tmp_path / "s")], stdout=subprocess.PIPE, text=True
+    ) as starving:
+        assert starving.stdout is not None
+        assert starving.stdout.readline() == "listens\n"
+        connect(tmp_path / "s").close()
+        assert starving.wait(10) == 1
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user to try")

@@ -46,6 +46,8 @@ class ControlServer:
             return json.dumps(_error(None, _INVALID_REQUEST, "not a JSON-RPC 2.0 request")).encode()
         try:
             answer = json.dumps(await self._call(request))
+        except MemoryError:
+            raise  # the listener ends us
         except Exception as error:  # noqa: BLE001  # a bug in one method; whoever asks must not wait for an answer
             log.error("method %s failed: %s", request["method"], type(error).__name__)  # noqa: TRY400  # as below
             answer = json.dumps(_error(request.get("id"), _INTERNAL, f"unexpected {type(error).__name__}"))

@@ -26,6 +26,7 @@ BACKLOG = 1024  # with git's 5, 494 of 500 simultaneous clients failed at once
 MAX_CONNECTIONS = 2000  # beyond it clients wait in the backlog; the soft descriptor limit is raised to 4,096
 CROWDED = 3 / 4  # of the connections: from here on whoever has been sending longest makes room
 FRESH = 1.0  # seconds after which a client that has not sent its request may have to make room; a burst is no attack
+LEAST_FRESH = 0.1  # seconds, where there are few places: 200 silent clients would hold 20 of them for 10 s
 LAST_CALL = 0.1  # seconds, when we end, for those just accepted: what they have sent is on its way
 SEND_LIMIT = 10.0  # seconds for a client to send its request; it takes microseconds
 WRITE_LIMIT = 10.0  # seconds for a client to take its answer
@@ -111,7 +112,7 @@ class Listener:
         self._on_activity = on_activity
         self._most = most
         self._send_limit = send_limit
-        self._fresh = fresh
+        self._fresh = min(fresh, max(LEAST_FRESH, fresh * most / MAX_CONNECTIONS))
         self._sock: socket.socket | None = None
         self._inode: tuple[int, int] | None = None
         self._adopted = False
@@ -273,6 +274,8 @@ class Listener:
             await self._handle(connection)
         except TimeoutError:
             self.timeouts += 1
+        except MemoryError:
+            os._exit(1)  # nothing that would follow can be trusted to work; the next request starts a daemon
         except (OSError, ValueError):
             pass  # the client went away, or sent what no client of git sends
         except Exception as error:  # noqa: BLE001  # one client's trouble must not end the others'

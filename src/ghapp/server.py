@@ -74,6 +74,8 @@ class GitServer:
             log.info("no credential: %s", error.code)
             self._on_error(error)
             problem = error
+        except MemoryError:
+            raise  # the listener ends us
         except Exception as error:  # noqa: BLE001  # without an answer our client would ask again and again
             log.error("a get failed: %s", type(error).__name__)  # noqa: TRY400  # a traceback may hold the request
             problem = DaemonFailed(f"the daemon failed unexpectedly: {type(error).__name__}", hint=REPORT)

@@ -120,10 +120,15 @@ def machine(tmp_path: Path, github: StandIn) -> Iterator[Machine]:
 @pytest.fixture
 def ready(machine: Machine) -> Machine:
     """A machine with one app, installed on acme with acme/rocket, and git set up."""
+    set_up(machine)
+    return machine
+
+
+def set_up(machine: Machine) -> None:
+    """Register one app, installed on acme with acme/rocket, and set git up."""
     github = machine.github
     app = github.add_app("acme-bot", PERMISSIONS)
     github.install(app, "acme", repositories=["rocket"])
     github.add_repository("acme/rocket", files={"README.md": "# Rocket\n"})
     machine.add_app(app)
     machine.ghapp("setup-git")
-    return machine
