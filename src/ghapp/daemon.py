@@ -389,7 +389,6 @@ class Daemon:
             "connections_peak": max(listener.peak for listener in self._listeners),
             "rejected": sum(listener.rejected for listener in self._listeners),
             "timeouts": sum(listener.timeouts for listener in self._listeners),
-            "rate_limit": next((github.rate_limit for github in self._githubs.values() if github.rate_limit), None),
             "network": self._describe_network(),
             "flights": self._broker.flights,
             "calls": sum(github.calls for github in self._githubs.values()),
@@ -530,6 +529,7 @@ class Daemon:
             "name": body["name"],
             "html_url": body.get("html_url") or "",
             "permissions": body.get("permissions") or {},
+            "rate_limit": await issuer.rate_limit(),
             "fingerprint": issuer.accepted,
             "installations": [_describe_installation(entry) for entry in await issuer.list_installations()],
         }

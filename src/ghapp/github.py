@@ -52,6 +52,7 @@ from ghapp.wire import printable
 
 Result = TypeVar("Result")
 
+MAX_TIME = 253_402_300_799  # the last second that has a date
 API_VERSION = "2022-11-28"  # the one that every supported GitHub Enterprise Server knows
 PAUSES = (0.3, 1.0)  # seconds before another try
 CALL_BUDGET = 12.0  # seconds, name resolution and body included; httpx alone limits only each read
@@ -139,8 +140,6 @@ class GitHub:
         self._pauses = pauses
         self._client: httpx.AsyncClient | None = None
         self._server_minus_boot: float | None = None
-        self.rate_limit: dict[str, int | str] | None = None
-        """What GitHub last said of the hourly requests: ``limit``, ``remaining``, ``resets_at`` (UTC, RFC 3339)."""
         self.calls = 0
         """Requests sent, the repeated ones included."""
         self.verdicts = Verdicts()
@@ -225,7 +224,6 @@ class GitHub:
         with self._explained():
             async with self._client.stream(method, target, headers=headers, json=body) as response:
                 dated = self._read_clock(response.headers.get("date", ""))
-                self._read_rate_limit(response.headers)
                 data = await _read_body(response, self._host)
         return Answer(response.status_code, response.headers, _parse(response, data), sent_at, dated)
 
@@ -237,12 +235,6 @@ class GitHub:
         dated = parsed.replace(tzinfo=UTC).timestamp()  # RFC 9110: always GMT, whatever the zone is written as
         self._server_minus_boot = dated - self._clock.boot()
         return dated
-
-    def _read_rate_limit(self, headers: Mapping[str, str]) -> None:
-        limit, remaining, reset = (headers.get(f"x-ratelimit-{name}", "") for name in ("limit", "remaining", "reset"))
-        if all(re.fullmatch(r"\d{1,10}", number) for number in (limit, remaining, reset)):
-            resets_at = datetime.fromtimestamp(int(reset), tz=UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            self.rate_limit = {"limit": int(limit), "remaining": int(remaining), "resets_at": resets_at}
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -400,6 +392,20 @@ class AppClient:
             if type(body.get(key)) is not kind:  # JSON's true is an int in Python
                 raise BadAnswer(f"GET /app came without {key}")
         return body
+
+    async def rate_limit(self) -> dict[str, int | str] | None:
+        """Return what is left of the app's hourly requests: ``limit``, ``remaining``, ``resets_at`` (RFC 3339).
+
+        None where the server does not limit. The question itself is free of charge.
+        """
+        answer = await self._as_app("GET", "/rate_limit", accept=(200, 404))
+        core = answer.body
+        for key in ("resources", "core"):
+            core = core.get(key) if isinstance(core, dict) else None
+        if not isinstance(core, dict) or any(type(core.get(key)) is not int for key in ("limit", "remaining", "reset")):
+            return None
+        resets_at = datetime.fromtimestamp(_between(core["reset"], 0, MAX_TIME), tz=UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return {"limit": core["limit"], "remaining": core["remaining"], "resets_at": resets_at}
 
     async def list_installations(self) -> list[Installation]:
         """Return all installations of the app."""

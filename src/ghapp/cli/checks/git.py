@@ -1,0 +1,243 @@
+"""What git does: its version, whom it asks for each owner, who would get our token, and what it does without asking."""
+
+import itertools
+import os
+import re
+import shutil
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from ghapp import helper_chain
+from ghapp.cli.checks import FAIL, OK, SKIP, WARN, Check, Ground, quoted
+from ghapp.cli.daemon_client import call
+from ghapp.errors import GhappError
+from ghapp.helper_chain import Entry, GitConfig
+
+
+OLDEST = (2, 30)
+LACKS = (
+    ((2, 46), "a token that GitHub rejects is replaced in the next command, not in the same one"),
+    ((2, 41), "it does not know when a token ends"),
+    ((2, 36), "setup-git --identity cannot work"),
+)
+LS_REMOTE_SECONDS = 60
+SETUP = "ghapp setup-git"
+
+
+def check_version(ground: Ground) -> Iterator[Check]:
+    """Look at git itself."""
+    try:
+        done = subprocess.run(
+            ("git", "--version"),  # noqa: S607  # the user's git, wherever it is
+            env=ground.env,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        yield Check("git", FAIL, f"git cannot be run: {error}", "install git: apt install git, or brew install git")
+        return
+    number = re.search(r"(\d+)\.(\d+)", done.stdout)
+    if number is None:
+        yield Check("git", WARN, f"git does not tell its version: {done.stdout.strip()!r}", "git --version")
+        return
+    known, text = (int(number[1]), int(number[2])), done.stdout.strip().removeprefix("git version ")
+    if known < OLDEST:
+        yield Check("git", FAIL, f"git {text} is older than 2.30", "upgrade git")
+        return
+    lacking = [what for since, what in LACKS if known < since]
+    yield Check("git", OK, f"git {text}" + (f"; {lacking[0]}" if lacking else ""))
+
+
+def check_helpers(ground: Ground) -> Iterator[Check]:
+    """Replay git's configuration for each owner."""
+    try:
+        config = helper_chain.read(ground.env, ground.cwd)
+    except GhappError as error:
+        yield Check("git-config", FAIL, error.message, error.hint)
+        return
+    yield Check("git-config", OK, f"{len(config.entries)} entries")
+    if not ground.owners:
+        yield Check("helpers", SKIP, "no installation is known")
+        return
+    for host, owner in ground.owners:
+        yield _check_chain(f"https://{host}/{owner}/x.git", owner, config)
+        yield from _check_detours(f"https://{host}/{owner}/x.git", owner, config)
+    yield from _check_remotes(ground, config)
+
+
+def _check_chain(url: str, owner: str, config: GitConfig) -> Check:
+    name = f"helpers {owner}"
+    helpers = config.helpers(url)
+    ours = next((number for number, helper in enumerate(helpers) if helper.is_ours), None)
+    if ours is None:
+        asked = ", ".join(helper.name for helper in helpers) or "nobody"
+        hint = _mend(config.helper_entries(url))
+        return Check(name, FAIL, f"git asks {asked} for {owner}, not ghapp", hint, safe=hint == SETUP)
+    program = helpers[ours].program
+    if program and not os.access(program, os.X_OK):
+        return Check(name, FAIL, f"{program}, which git would run, is not there", SETUP, safe=True)
+    before, behind = helpers[:ours], [helper for helper in helpers[ours + 1 :] if not helper.is_ours]
+    if before:
+        names = ", ".join(helper.name for helper in before)
+        hint = _mend([helper.entry for helper in before])
+        return Check(name, FAIL, f"{names} answers for {owner} before ghapp", hint, safe=hint == SETUP)
+    if behind:
+        names = ", ".join(helper.name for helper in behind)
+        why = f"{names} is asked for {owner} after ghapp, and gets its tokens to store"
+        hint = _mend([helper.entry for helper in behind])
+        return Check(name, FAIL, why, hint, safe=hint == SETUP)
+    path = config.last("credential", "usehttppath", url)
+    if path is None or path.value.lower() in {"false", "no", "off", "0"}:
+        return Check(name, FAIL, f"git does not tell which repository of {owner} it wants", SETUP, safe=True)
+    user = config.last("credential", "username", url)
+    if user is not None and user.value.lower() not in {"", "x-access-token", "git"}:
+        return Check(name, FAIL, f"credential.username {user.value} asks for another account", _take_out(user))
+    return Check(name, OK, f"git asks ghapp alone for {owner}")
+
+
+def _mend(entries: list[Entry]) -> str:
+    """Return the command after which ghapp is asked alone: what stands in a repository comes after all of ours."""
+    nearer = [entry for entry in entries if entry.scope in {"local", "worktree", "command"}]
+    return _take_out(nearer[0]) if nearer else SETUP
+
+
+def _take_out(entry: Entry) -> str:
+    if entry.scope == "command":
+        return "unset GIT_CONFIG_COUNT GIT_CONFIG_PARAMETERS"
+    return f"git config --{entry.scope} --unset-all {quoted(entry.key)}"
+
+
+def _check_detours(url: str, owner: str, config: GitConfig) -> Iterator[Check]:
+    """Look for what makes git not ask any helper at all."""
+    target, entry = config.rewritten(url)
+    parts = urlsplit(target)
+    if entry is not None and (parts.scheme != "https" or parts.username):
+        to = "a URL with a credential in it" if parts.password or "@" in parts.netloc else entry.subsection
+        # With https the key itself holds a credential, which must not be shown.
+        hint = f"git config --{entry.scope} --edit" if parts.scheme == "https" else _take_out(entry)
+        yield Check(f"url {owner}", FAIL, f"url.*.insteadOf turns {owner}'s URLs into {to}", hint)
+    headers = config.headers(url)
+    if headers:
+        why = f"{headers[0].key} sends a credential of its own for {owner}"
+        yield Check(f"header {owner}", FAIL, why, _take_out(headers[0]))
+
+
+def _check_remotes(ground: Ground, config: GitConfig) -> Iterator[Check]:
+    """Look at the remotes of the repository here."""
+    for remote, url in config.remotes().items():
+        scp = re.fullmatch(r"(?:ssh://)?git@([^:/]+)[:/](?:\d+/)?(.+)", url)
+        parts = urlsplit(url)
+        if scp and scp[1] in ground.hosts:
+            https = f"https://{scp[1]}/{scp[2]}"
+            hint = f"git remote set-url {quoted(remote)} {quoted(https)}"
+            yield Check(f"remote {remote}", WARN, f"{url} goes by ssh, past ghapp", hint)
+        elif parts.scheme == "https" and (parts.hostname or "") in ground.hosts and parts.password:
+            https = f"https://{parts.hostname}{parts.path}"
+            hint = f"git remote set-url {quoted(remote)} {quoted(https)}"
+            yield Check(f"remote {remote}", FAIL, "its URL holds a password, which git uses instead of ghapp", hint)
+
+
+def check_other_ways(ground: Ground) -> Iterator[Check]:
+    """Look at what hands git a credential without a helper: netrc, and programs that ask."""
+    for name in (".netrc", "_netrc"):
+        path = Path(ground.env.get("HOME", "/")) / name
+        machines = _machines(path)
+        for host in sorted(ground.hosts & machines):
+            why = f"git takes what {path} says about {host}, and asks no helper"
+            # Renamed, not deleted: nothing of the entry is lost, and no other entry is touched.
+            old, new = host.replace(".", "\\."), f"{host}.not-used"
+            hint = rf"sed -i.bak 's/\(machine[[:space:]]*\){old}\([[:space:]]\|$\)/\1{new}\2/' {quoted(path)}"
+            yield Check("netrc", FAIL, why, hint)
+    asking = [name for name in ("GIT_ASKPASS", "SSH_ASKPASS") if ground.env.get(name)]
+    if asking:
+        yield Check("askpass", OK, f"{', '.join(asking)} is set; git runs it only where ghapp has nothing to say")
+
+
+def _machines(path: Path) -> set[str]:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return set()
+        words = path.read_text(errors="replace").split()
+    except OSError:
+        return set()
+    return {second.lower() for first, second in itertools.pairwise(words) if first == "machine"}
+
+
+def check_cargo(ground: Ground) -> Iterator[Check]:
+    """Look at what cargo's own git, libgit2, can see."""
+    if shutil.which("cargo", path=ground.env.get("PATH")) is None:
+        return
+    try:
+        config = helper_chain.read(ground.env, ground.cwd)
+    except GhappError:
+        return
+    by_cli = ground.env.get("CARGO_NET_GIT_FETCH_WITH_CLI", "").lower() == "true" or _cargo_uses_git(ground)
+    whole = all(any(helper.is_ours for helper in config.helpers(f"https://{host}/")) for host in ground.hosts)
+    if by_cli:
+        yield Check("cargo", OK, "fetches with git itself")
+    elif whole:
+        yield Check("cargo", OK, "its libgit2 finds ghapp in the host's section")
+    else:
+        why = "its libgit2 reads no sections of owners, so it does not find ghapp"
+        yield Check("cargo", WARN, why, f"{SETUP} --all")
+
+
+def _cargo_uses_git(ground: Ground) -> bool:
+    home = Path(ground.env.get("CARGO_HOME") or Path(ground.env.get("HOME", "/")) / ".cargo")
+    for name in ("config.toml", "config"):
+        try:
+            text = (home / name).read_text(errors="replace")
+        except OSError:
+            continue
+        if re.search(r"^\s*git-fetch-with-cli\s*=\s*true", text, re.MULTILINE):
+            return True
+    return False
+
+
+def check_repository(ground: Ground) -> Iterator[Check]:
+    """Let git itself list a repository."""
+    if ground.repository is None:
+        yield Check("repository", SKIP, "name one to try it: ghapp doctor OWNER/REPO")
+        return
+    host, name = ground.repository
+    before = _answers()
+    try:
+        done = subprocess.run(  # noqa: S603  # git, and a URL of checked parts
+            ("git", "ls-remote", "--heads", f"https://{host}/{name}"),  # noqa: S607  # as above
+            env={**ground.env, "GIT_TERMINAL_PROMPT": "0"},
+            cwd=ground.cwd,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=LS_REMOTE_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        why = (
+            f"did not end within {LS_REMOTE_SECONDS} s" if isinstance(error, subprocess.TimeoutExpired) else str(error)
+        )
+        yield Check(f"repository {name}", FAIL, f"git ls-remote {why}", "ghapp daemon restart")
+        return
+    said = os.fsdecode(done.stderr).splitlines()
+    if done.returncode != 0:
+        errors = [line.removeprefix("ghapp: error: ") for line in said if line.startswith("ghapp: error: ")]
+        hints = [line.removeprefix("ghapp: hint: ") for line in said if line.startswith("ghapp: hint: ")]
+        why = (errors or said or [f"exit {done.returncode}"])[0]
+        yield Check(f"repository {name}", FAIL, f"git ls-remote: {why}", hints[0] if hints else "ghapp installations")
+    elif _answers() == before:
+        why = "git read it without asking ghapp: it is public, or somebody else's credential was used"
+        yield Check(f"repository {name}", WARN, why, "ghapp setup-git --proactive")
+    else:
+        yield Check(f"repository {name}", OK, f"git ls-remote lists {len(done.stdout.splitlines())} branches")
+
+
+def _answers() -> tuple[int, int] | None:
+    try:
+        status = call("status")
+    except GhappError:
+        return None
+    return status["mints"], status["hits"]

@@ -1,0 +1,107 @@
+"""What GitHub says: each key, the clock, the limits, each installation; asked now, never from memory."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from ghapp.cli.checks import FAIL, OK, SKIP, WARN, Check, Ground
+from ghapp.cli.daemon_client import call
+from ghapp.errors import AppRejected, GhappError
+from ghapp.routing import App
+
+
+CLOCK_LIMIT = 60.0  # seconds; GitHub's own tolerance for a JWT's times
+FEW = 0.1  # of the hourly requests
+
+
+def check_apps(ground: Ground) -> Iterator[Check]:
+    """Ask GitHub with each key of each app."""
+    if ground.status is None:
+        yield Check("keys", SKIP, "no daemon to ask")
+        return
+    for app in ground.config.apps:
+        yield from _check_app(ground, app)
+
+
+def _check_app(ground: Ground, app: App) -> Iterator[Check]:
+    answers: dict[str, dict[str, Any] | GhappError] = {}
+    for reference in app.keys:
+        try:
+            answers[reference] = call(
+                "verify_app",
+                host=app.host,
+                api=app.api,
+                signer=reference,
+                client_id=app.client_id,
+                app_id=app.app_id,
+            )
+        except GhappError as error:
+            answers[reference] = error
+    found = next((answer for answer in answers.values() if isinstance(answer, dict)), None)
+    for reference, answer in answers.items():
+        name = f"key {app.name}" if len(app.keys) == 1 else f"key {app.name} {reference}"
+        if isinstance(answer, dict):
+            yield Check(name, OK, f"GitHub accepts {answer['fingerprint']}")
+        elif found is not None:
+            fingerprint = reference.partition(":")[2]
+            hint = f"ghapp key remove {fingerprint}" if answer.code == AppRejected.code else answer.hint
+            yield Check(name, WARN, f"{answer}; another key of the app works", hint)
+        else:
+            yield Check(name, FAIL, str(answer), answer.hint)
+    if found is None:
+        yield Check(f"installations {app.name}", SKIP, "no key works")
+        return
+    yield _check_rate_limit(app, found["rate_limit"])
+    yield from _check_installations(ground, app, found)
+
+
+def _check_installations(ground: Ground, app: App, found: dict[str, Any]) -> Iterator[Check]:
+    installations = [entry for entry in found["installations"] if app.serves(app.host, entry["account"])]
+    if not installations:
+        page = f"{found['html_url']}/installations/new"
+        yield Check(f"installations {app.name}", FAIL, "the app is installed nowhere", f"install it: {page}")
+    for entry in installations:
+        name = f"installation {entry['account']}"
+        granted = entry["permissions"]
+        if entry["suspended"]:
+            yield Check(name, FAIL, f"{app.name} is suspended there", f"unsuspend it: {entry['html_url']}")
+            continue
+        ground.owners.append((app.host, entry["account"]))
+        if "contents" not in granted:
+            why = f"{app.name} was not granted contents: git cannot read or write"
+            yield Check(name, FAIL, why, f"grant it: {entry['html_url']}")
+        elif pending := sorted(set(found.get("permissions", {}).items()) - set(granted.items())):
+            names = ", ".join(f"{key}: {level}" for key, level in pending)
+            why = f"{app.name} asks for {names}, which {entry['account']} has not accepted yet"
+            yield Check(name, WARN, why, f"accept it: {entry['html_url']}")
+        elif granted["contents"] != "write":
+            yield Check(name, WARN, f"{app.name} may only read: git cannot push", f"grant more: {entry['html_url']}")
+        else:
+            also = "" if "workflows" in granted else "; without workflows it cannot change those"
+            yield Check(name, OK, f"{app.name}, {entry['repository_selection']} repositories{also}")
+
+
+def check_clock(ground: Ground) -> Iterator[Check]:
+    """Compare the clocks."""
+    offset = None
+    if ground.status is not None:
+        with contextlib.suppress(GhappError):
+            offset = call("status")["clock_offset"]  # now that GitHub was asked
+    if offset is None:
+        yield Check("clock", SKIP, "GitHub did not tell its time")
+    elif abs(offset) > CLOCK_LIMIT:
+        side = "behind" if offset > 0 else "ahead of"
+        why = f"this clock is {abs(offset):.0f} s {side} GitHub's; ghapp corrects for it, other programs do not"
+        yield Check("clock", WARN, why, "sudo timedatectl set-ntp true")
+    else:
+        yield Check("clock", OK, f"{abs(offset):.0f} s from GitHub's")
+
+
+def _check_rate_limit(app: App, limit: dict[str, Any] | None) -> Check:
+    name = f"rate-limit {app.name}"
+    if limit is None:
+        return Check(name, OK, "this server has none")
+    left = f"{limit['remaining']} of {limit['limit']} requests are left until {limit['resets_at']}"
+    if limit["remaining"] < limit["limit"] * FEW:
+        return Check(name, WARN, left, "find out who uses them: ghapp status")
+    return Check(name, OK, left)

@@ -1,0 +1,106 @@
+"""``ghapp doctor``."""
+
+import subprocess
+from collections.abc import Callable, Iterable, Iterator
+
+import click
+
+from ghapp import config
+from ghapp.cli import checks
+from ghapp.cli.checks import FAIL, OK, SKIP, WARN, Check, Ground, git, github, local
+from ghapp.cli.output import counted, hint, json_option, print_json, printable, say
+from ghapp.credential import parse_repository
+
+
+CHECKS: tuple[Callable[[Ground], Iterator[Check]], ...] = (
+    git.check_version,
+    local.check_installation,
+    local.check_configuration,
+    local.check_state,
+    local.check_runtime_directory,
+    local.check_daemon,
+    local.check_proxy,
+    github.check_apps,
+    github.check_clock,
+    git.check_helpers,
+    git.check_other_ways,
+    git.check_cargo,
+    git.check_repository,
+)
+_MARKS = {OK: ("ok  ", "green"), WARN: ("warn", "yellow"), FAIL: ("FAIL", "red"), SKIP: ("skip", "bright_black")}
+FIX_SECONDS = 120
+
+
+@click.command()
+@click.argument("repository", metavar="[OWNER/REPO]", required=False)
+@click.option("--fix", is_flag=True, help="Run the hints that touch only what is ghapp's.")
+@json_option
+def doctor(*, repository: str | None, fix: bool, as_json: bool) -> int:
+    """Say what is wrong, and which command mends it.
+
+    Looks at everything between git and GitHub: git's helpers in git's own
+    order, the daemon, the keyring, each key and installation (asked of GitHub
+    now), clock, limits, proxy. With OWNER/REPO, git itself has to list that
+    repository. Exits 1 if anything fails.
+
+    \b
+    Examples:
+      ghapp doctor acme/rocket
+      ghapp doctor --fix
+    """
+    wanted = _named(repository) if repository else None
+    found = list(_look(wanted, show=not as_json and not fix))
+    if fix and _mend(found):
+        found = list(_look(wanted, show=not as_json))
+    elif fix and not as_json:
+        for check in found:
+            _show(check)
+    if as_json:
+        print_json({"checks": [check.as_json() for check in found]})
+    else:
+        _sum_up(found)
+    return 1 if any(check.status == FAIL for check in found) else 0
+
+
+def _named(repository: str) -> tuple[str, str]:
+    if parse_repository(repository) is None:
+        raise click.UsageError(f"{repository!r} is not OWNER/REPO")
+    return config.GITHUB, repository
+
+
+def _look(wanted: tuple[str, str] | None, *, show: bool) -> Iterator[Check]:
+    ground = checks.here()
+    ground.repository = wanted
+    for look in CHECKS:
+        for check in look(ground):
+            if show:
+                _show(check)
+            yield check
+        if wanted is not None and ground.config.apps:
+            ground.repository = (ground.config.apps[0].host, wanted[1])
+
+
+def _show(check: Check) -> None:
+    mark, colour = _MARKS[check.status]
+    click.echo(f"{click.style(mark, fg=colour)}  {check.name}: {printable(check.message)}")
+    if check.hint and check.status in {WARN, FAIL}:
+        click.echo(f"      {click.style(printable(check.hint), bold=True)}")
+
+
+def _mend(found: Iterable[Check]) -> bool:
+    """Run the safe hints, each once, in the order they were found; tell whether there was one."""
+    commands = list(dict.fromkeys(check.hint for check in found if check.safe and check.status in {WARN, FAIL}))
+    for command in commands:
+        say(f"$ {command}")
+        subprocess.run(("sh", "-c", command), timeout=FIX_SECONDS, check=False)  # noqa: S603, S607  # one of ours
+    return bool(commands)
+
+
+def _sum_up(found: list[Check]) -> None:
+    failed, warned = (sum(check.status == status for check in found) for status in (FAIL, WARN))
+    if not failed and not warned:
+        say(f"{counted(len(found), 'check')}: all is well")
+    else:
+        say(f"{counted(len(found), 'check')}: {failed} failed, {counted(warned, 'warning')}")
+    if any(check.safe and check.status in {WARN, FAIL} for check in found):
+        hint("ghapp doctor --fix")

@@ -1,0 +1,437 @@
+"""`ghapp doctor` in this process: what each check says; whole set-ups are in e2e/test_doctor.py."""
+
+import asyncio
+import os
+import re
+import stat
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+from command_line import Ghapp, register
+from fakes_process import closed_port, end_daemon, running
+from standin.model import App
+from standin.server import StandIn
+
+from ghapp import config, paths
+from ghapp.cli.checks import FAIL, OK, SKIP, WARN, Check, Ground, git, github, here, local
+
+
+PERMISSIONS = {"contents": "write", "workflows": "write", "metadata": "read"}
+
+
+@pytest.fixture
+def ghapp(capsys: pytest.CaptureFixture[str]) -> Ghapp:
+    return Ghapp(capsys)
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    path = Path(paths.runtime_dir())
+    yield path
+    if path.is_dir():
+        end_daemon(path)
+
+
+@pytest.fixture
+def app(github: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> App:
+    app = github.add_app("acme-bot", PERMISSIONS)
+    github.install(app, "acme", repositories=["rocket"])
+    github.add_repository("acme/rocket")
+    for name, value in github.environment.items():
+        monkeypatch.setenv(name, value)
+    register(app, tmp_path)
+    return app
+
+
+@pytest.fixture
+async def served(directory: Path, app: App) -> AsyncIterator[App]:
+    async with running(directory):
+        yield app
+
+
+async def looked(look: Callable[[Ground], Iterator[Check]], ground: Ground) -> list[Check]:
+    return await asyncio.to_thread(lambda: list(look(ground)))
+
+
+async def on_solid_ground() -> Ground:
+    """Return the ground that the first checks leave to the later ones."""
+    ground = here()
+    await looked(local.check_configuration, ground)
+    await looked(local.check_daemon, ground)
+    return ground
+
+
+def program(directory: Path, name: str, text: str) -> Path:
+    path = directory / name
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("says", "status", "message"),
+    [
+        ("git version 2.29.1", FAIL, "git 2.29.1 is older than 2.30"),
+        ("git version 2.30.0", OK, "git 2.30.0; a token that GitHub rejects is replaced in the next command"),
+        ("git version 2.46.0 (Apple Git-1)", OK, "git 2.46.0 (Apple Git-1)"),
+        ("hello", WARN, "git does not tell its version: 'hello'"),
+    ],
+)
+def test_gits_version_is_judged_by_what_it_lacks(tmp_path: Path, says: str, status: str, message: str) -> None:
+    program(tmp_path, "git", f"echo '{says}'")
+
+    (check,) = git.check_version(Ground({"PATH": str(tmp_path)}, tmp_path))
+
+    assert (check.name, check.status) == ("git", status)
+    assert check.message.startswith(message)
+
+
+def test_a_machine_without_git_is_told_to_install_it(tmp_path: Path) -> None:
+    ground = Ground({"PATH": str(tmp_path)}, tmp_path)
+
+    (check,) = git.check_version(ground)
+    (unreadable,) = git.check_helpers(ground)
+
+    assert (check.status, unreadable.status) == (FAIL, FAIL)
+    assert check.hint.startswith("install git")
+
+
+def test_without_an_app_setup_comes_first() -> None:
+    ground = here()
+    (check,) = local.check_configuration(ground)
+
+    assert check == Check("config", FAIL, "no app is registered", "ghapp setup")
+    assert [found.status for found in github.check_apps(ground)] == [SKIP]
+    assert [found.status for found in github.check_clock(ground)] == [SKIP]
+    assert [found.status for found in local.check_proxy(ground)] == [SKIP]
+    assert [found.status for found in git.check_repository(ground)] == [SKIP]
+    assert [found.name for found in git.check_helpers(ground)] == ["git-config", "helpers"]
+
+
+def test_a_configuration_that_cannot_be_used_is_named() -> None:
+    path = config.config_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("[deamon]\n")
+
+    (check,) = local.check_configuration(here())
+
+    assert (check.status, check.safe) == (FAIL, False)
+    assert "deamon" in check.message
+
+
+def test_the_runtime_directory_is_judged(directory: Path) -> None:
+    ground = here()
+    assert [check.status for check in local.check_runtime_directory(ground)] == [OK]
+    directory.mkdir(parents=True, mode=0o700)
+    assert [check.status for check in local.check_runtime_directory(ground)] == [OK]
+
+    directory.chmod(0o755)
+    (check,) = local.check_runtime_directory(ground)
+    assert (check.status, check.hint, check.safe) == (FAIL, f"chmod 700 {directory}", True)
+
+    directory.rmdir()
+    directory.write_text("precious")
+    (check,) = local.check_runtime_directory(ground)
+    assert (check.status, check.hint) == (FAIL, f"mv {directory} {directory}.aside")
+    directory.unlink()
+
+
+def test_a_runtime_directory_below_a_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("GHAPP_RUNTIME_DIR", str(tmp_path / "file" / "run"))
+
+    (check,) = local.check_runtime_directory(here())
+
+    assert (check.status, check.message) == (FAIL, f"{tmp_path}/file/run: Not a directory")
+
+
+async def test_a_daemon_that_answers_is_well(served: App, directory: Path) -> None:  # noqa: ARG001  # it serves
+    ground = here()
+    assert [(check.name, check.status) for check in await looked(local.check_daemon, ground)] == [
+        ("daemon", OK),
+        ("sockets", OK),
+    ]
+
+    (directory / "git.sock").chmod(0o666)
+    open_to_all = (await looked(local.check_daemon, ground))[-1]
+    assert (open_to_all.status, open_to_all.hint) == (WARN, f"chmod 600 {directory}/git.sock")
+
+
+@pytest.mark.usefixtures("app")
+def test_a_daemon_that_cannot_start_says_why(directory: Path) -> None:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    directory.write_text("in the way")
+
+    (check,) = local.check_daemon(here())
+
+    assert check.status == FAIL
+    assert "E43" in check.message
+    directory.unlink()
+
+
+async def test_a_proxy_that_this_shell_does_not_have_is_told(
+    served: App,  # noqa: ARG001  # it serves
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ground = await on_solid_ground()
+    await looked(github.check_apps, ground)
+    (fine,) = await looked(local.check_proxy, await on_solid_ground())
+    assert fine.status == OK
+    assert "(HTTPS_PROXY)" in fine.message
+
+    other = Ground({**ground.env, "HTTPS_PROXY": "", "SSL_CERT_FILE": ""}, ground.cwd, status=ground.status)
+    status = dict(ground.status or {})
+    (check,) = local.check_proxy(other)
+    assert (check.status, check.hint) == (WARN, "ghapp daemon restart")
+
+    status["network"] = {"proxy": "", "proxy_origin": "", "ca": "", "ca_origin": ""}
+    monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{closed_port()}")
+    (check,) = local.check_proxy(Ground(dict(os.environ), ground.cwd, status=status))
+    assert check.status == WARN
+    assert "HTTPS_PROXY" in check.message
+
+
+async def test_keys_clock_limits_and_installations_are_asked_of_github(served: App, github: StandIn) -> None:
+    ground = await on_solid_ground()
+    found = {check.name: check for check in await looked(github_checks, ground)}
+    assert {name: check.status for name, check in found.items()} == {
+        "key acme-bot": OK,
+        "installation acme": OK,
+        "clock": OK,
+        "rate-limit acme-bot": OK,
+    }
+    assert ground.owners == [("github.com", "acme")]
+
+    github.clock.advance(7200)
+    (clock,) = await looked(github_clock_asked_again, ground)
+    assert clock.status == WARN
+    assert re.match(r"this clock is (7199|7200|7201) s behind GitHub's; ", clock.message)  # Date has whole seconds
+
+    served.remove_key(served.private_key_pem)
+    (key, skipped) = await looked(github_apps, ground)
+    assert (key.status, skipped.status) == (FAIL, SKIP)
+
+
+def github_apps(ground: Ground) -> Iterator[Check]:
+    yield from github.check_apps(ground)
+
+
+def github_checks(ground: Ground) -> Iterator[Check]:
+    yield from github.check_apps(ground)
+    yield from github.check_clock(ground)
+
+
+def github_clock_asked_again(ground: Ground) -> Iterator[Check]:
+    list(github.check_apps(ground))
+    yield from github.check_clock(ground)
+
+
+@pytest.mark.parametrize(
+    ("granted", "status", "says"),
+    [
+        ({"contents": "write", "metadata": "read"}, WARN, "asks for workflows: write, which acme has not accepted"),
+        ({"metadata": "read"}, FAIL, "was not granted contents"),
+    ],
+)
+async def test_what_an_installation_lacks_is_named(
+    served: App, github: StandIn, granted: dict[str, str], status: str, says: str
+) -> None:
+    installation = next(iter(github.installations.values()))
+    installation.permissions = granted
+    assert served.slug == "acme-bot"
+
+    found = await looked(github_checks, await on_solid_ground())
+
+    (check,) = [check for check in found if check.name == "installation acme"]
+    assert check.status == status
+    assert says in check.message
+    assert "https://github.com/" in check.hint
+
+
+async def test_an_app_that_may_only_read_is_told(served: App, github: StandIn) -> None:
+    served.permissions = {"contents": "read", "metadata": "read"}
+    next(iter(github.installations.values())).permissions = {"contents": "read", "metadata": "read"}
+
+    found = await looked(github_checks, await on_solid_ground())
+
+    assert [check.status for check in found if check.name == "installation acme"] == [WARN]
+
+
+async def test_a_suspended_installation_and_one_that_is_nowhere_have_their_pages(served: App, github: StandIn) -> None:
+    installation = next(iter(github.installations.values()))
+    github.suspend(installation)
+    found = await looked(github_checks, await on_solid_ground())
+    assert [check.hint.partition(":")[0] for check in found if check.name == "installation acme"] == ["unsuspend it"]
+
+    github.uninstall(installation)
+    found = await looked(github_checks, await on_solid_ground())
+    (check,) = [check for check in found if check.name == "installations acme-bot"]
+    assert check.hint == f"install it: https://github.com/apps/{served.slug}/installations/new"
+
+
+@pytest.mark.parametrize(("limit", "status"), [(30, WARN), (5000, OK)])
+async def test_few_requests_left_are_told(served: App, github: StandIn, limit: int, status: str) -> None:
+    github.settings.primary_limit = limit
+    for _ in range(15):  # of two requests
+        found = {check.name: check for check in await looked(github_checks, await on_solid_ground())}
+
+    assert found[f"rate-limit {served.slug}"].status == status
+
+
+def test_helpers_are_judged_in_gits_order(tmp_path: Path) -> None:
+    ours = program(tmp_path, "git-credential-ghapp", "exit 0")
+    env = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "GIT_CONFIG_NOSYSTEM": "1"}
+    written = tmp_path / ".gitconfig"
+
+    def judged(text: str) -> Check:
+        written.write_text(text)
+        ground = Ground(env, tmp_path, owners=[("github.com", "acme")])
+        return next(check for check in git.check_helpers(ground) if check.name == "helpers acme")
+
+    section = f'[credential "https://github.com/acme"]\n\thelper = {ours}\n\tuseHttpPath = true\n'
+    assert judged(section).status == OK
+    assert judged("").message == "git asks nobody for acme, not ghapp"
+    assert judged("[credential]\n\thelper = store\n" + section).message == "store answers for acme before ghapp"
+    behind = judged(section + "[credential]\n\thelper = store\n")
+    assert behind.message == "store is asked for acme after ghapp, and gets its tokens to store"
+    assert behind.hint == "ghapp setup-git"
+    assert judged(section.replace("true", "off")).message == "git does not tell which repository of acme it wants"
+    assert "octocat" in judged(section + "\tusername = octocat\n").message
+    ours.chmod(stat.S_IRUSR)
+    if os.geteuid() == 0:
+        ours.unlink()
+    assert "is not there" in judged(section).message
+
+
+def test_what_goes_past_every_helper_is_found(tmp_path: Path) -> None:
+    env = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "GIT_CONFIG_NOSYSTEM": "1", "GIT_ASKPASS": "/bin/true"}
+    subprocess.run(["git", "init", "-q", tmp_path], env=env, check=True)
+    (tmp_path / ".git" / "config").write_text(
+        '[remote "ssh"]\n\turl = ssh://git@github.com/acme/rocket.git\n'
+        '[remote "secret"]\n\turl = https://x:y@github.com/acme/rocket.git\n'
+        '[remote "fine"]\n\turl = https://github.com/acme/rocket.git\n'
+        '[url "https://x:y@github.com/acme/"]\n\tinsteadOf = https://github.com/acme/\n'
+        '[http "https://github.com/"]\n\textraheader = AUTHORIZATION: basic eDp5\n'
+    )
+    (tmp_path / ".netrc").write_text("machine github.com login x password y\n")
+    (tmp_path / "_netrc").mkdir()
+    ground = Ground(env, tmp_path, owners=[("github.com", "acme")])
+    ground.config = config.Config(apps=(an_app(),))
+
+    found = {check.name: check for check in (*git.check_helpers(ground), *git.check_other_ways(ground))}
+
+    assert found["remote ssh"].hint == "git remote set-url ssh https://github.com/acme/rocket.git"
+    assert found["remote secret"].hint == "git remote set-url secret https://github.com/acme/rocket.git"
+    assert "remote fine" not in found
+    assert found["url acme"].hint == "git config --local --edit"
+    assert "y@" not in found["url acme"].message
+    assert found["header acme"].hint == "git config --local --unset-all http.https://github.com/.extraheader"
+    assert found["netrc"].status == FAIL
+    assert found["askpass"].status == OK
+
+
+def an_app() -> "config.App":
+    return config.App("bot", "github.com", "https://api.github.com", "1", ("file:/k",), app_id=1)
+
+
+def test_what_stands_in_the_environment_is_taken_out_there(tmp_path: Path) -> None:
+    env = {
+        "HOME": str(tmp_path),
+        "PATH": os.environ["PATH"],
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": "credential.helper",
+        "GIT_CONFIG_VALUE_0": "store",
+    }
+    ground = Ground(env, tmp_path, owners=[("github.com", "acme")])
+
+    (check,) = [check for check in git.check_helpers(ground) if check.name == "helpers acme"]
+
+    assert check.hint == "unset GIT_CONFIG_COUNT GIT_CONFIG_PARAMETERS"
+
+
+def test_cargo_is_looked_at_where_it_is(tmp_path: Path) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    env = {"HOME": str(tmp_path), "PATH": f"{tools}:{os.environ['PATH']}", "GIT_CONFIG_NOSYSTEM": "1"}
+    ground = Ground(env, tmp_path, config=config.Config(apps=(an_app(),)))
+    nowhere = Ground({"PATH": str(tools)}, tmp_path)
+    assert list(git.check_cargo(nowhere)) == []
+    program(tools, "cargo", "exit 0")
+    assert list(git.check_cargo(nowhere)) == []  # without git there is nothing to say
+
+    assert [check.status for check in git.check_cargo(ground)] == [WARN]
+    (tmp_path / ".cargo").mkdir()
+    (tmp_path / ".cargo/config.toml").write_text("[net]\ngit-fetch-with-cli = true\n")
+    assert [check.message for check in git.check_cargo(ground)] == ["fetches with git itself"]
+    (tmp_path / ".cargo/config.toml").write_text("[net]\n")
+    (tmp_path / ".gitconfig").write_text('[credential "https://github.com"]\n\thelper = /x/git-credential-ghapp\n')
+    assert [check.status for check in git.check_cargo(ground)] == [OK]
+
+
+async def test_a_repository_is_listed_by_git_itself(
+    served: App,  # noqa: ARG001  # it serves
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    ground = await on_solid_ground()
+    ground.repository = ("github.com", "acme/rocket")
+    program(tmp_path, "git", "echo 'ghapp: error: no (E20)' >&2; echo 'ghapp: hint: select it' >&2; exit 128")
+    ground.env = {"PATH": str(tmp_path)}
+    (check,) = await looked(git.check_repository, ground)
+    assert (check.status, check.message, check.hint) == (FAIL, "git ls-remote: no (E20)", "select it")
+
+    program(tmp_path, "git", "exit 3")
+    (check,) = await looked(git.check_repository, ground)
+    assert check.message == "git ls-remote: exit 3"
+
+    program(tmp_path, "git", "exit 0")
+    (check,) = await looked(git.check_repository, ground)
+    assert (check.status, check.hint) == (WARN, "ghapp setup-git --proactive")
+
+    (tmp_path / "git").unlink()
+    (check,) = await looked(git.check_repository, ground)
+    assert check.status == FAIL
+
+    program(tmp_path, "git", "exec sleep 30")
+    monkeypatch.setattr(git, "LS_REMOTE_SECONDS", 0.2)
+    ground.env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    (check,) = await looked(git.check_repository, ground)
+    assert "did not end within" in check.message
+
+
+async def test_the_command_lists_sums_up_and_fails(ghapp: Ghapp, served: App) -> None:
+    done = await ghapp.asked("doctor", "acme/rocket")
+    assert done.code == 1  # git was not set up
+    assert "FAIL  helpers acme: git asks" in done.out
+    assert "ghapp: hint: ghapp doctor --fix" in done.err
+
+    served.remove_key(served.private_key_pem)
+    machine = await ghapp.asked("doctor", "--json")
+    assert machine.code == 1
+    assert '"status": "fail"' in machine.out
+
+    wrong = await ghapp.asked("doctor", "nonsense")
+    assert wrong.code == 2
+
+
+async def test_fixing_runs_what_is_safe_and_looks_again(
+    ghapp: Ghapp,
+    served: App,  # noqa: ARG001  # it serves
+    directory: Path,
+) -> None:
+    (directory / "git.sock").chmod(0o666)
+
+    done = await ghapp.asked("doctor", "--fix")
+
+    assert f"$ chmod 600 {directory}/git.sock" in done.err
+    assert "ok    sockets: " in done.out
+    assert stat.S_IMODE((directory / "git.sock").stat().st_mode) == 0o600
+
+
+def test_with_nothing_to_fix_the_checks_are_shown(ghapp: Ghapp) -> None:
+    done = ghapp("doctor", "--fix")
+
+    assert done.code == 1
+    assert "FAIL  config: no app is registered\n      ghapp setup\n" in done.out
