@@ -10,9 +10,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import pytest
@@ -128,7 +128,7 @@ async def test_tools_get_what_the_installation_grants(directory: Path, app: App)
 
 @pytest.mark.usefixtures("app")
 async def test_stopping_answers_those_in_flight_and_revokes_what_they_got(directory: Path, github: StandIn) -> None:
-    go = Event()
+    go = threading.Event()
     held = github.faults.add("access_tokens", hold=go)
     async with running(directory):
         client = asyncio.create_task(get(directory))
@@ -155,7 +155,7 @@ async def test_a_stop_that_keeps_tokens_revokes_none(directory: Path, github: St
 
 @pytest.mark.usefixtures("app")
 async def test_sigterm_answers_those_in_flight(directory: Path, github: StandIn) -> None:
-    go = Event()
+    go = threading.Event()
     held = github.faults.add("access_tokens", hold=go)
     async with running(directory):
         client = asyncio.create_task(get(directory))
@@ -535,16 +535,19 @@ def test_in_the_foreground_problems_are_errors_with_hints(capsys: pytest.Capture
 def test_main_serves_where_the_paths_say(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     configure_nothing("nonsense = 1\n")
     monkeypatch.setattr(process, "harden", lambda: None)  # it would change this process for good
+    for module, name in ((sys, "excepthook"), (threading, "excepthook"), (sys, "unraisablehook")):
+        monkeypatch.setattr(module, name, getattr(module, name))
     before = logging.getLogger().handlers[:], logging.raiseExceptions
 
     assert daemon.main([]) == 1
 
+    assert sys.excepthook.__module__ == "ghapp.logs"
     logging.getLogger().handlers[:], logging.raiseExceptions = before
     assert not process.is_locked(str(directory))
 
 
 def test_threads_that_hang_are_not_waited_for() -> None:
-    hang = Event()
+    hang = threading.Event()
     threads = daemon.Threads(1)
     threads.submit(hang.wait, LIMIT)
 

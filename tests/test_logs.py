@@ -122,7 +122,7 @@ match sys.argv[3]:
         thread.start()
         thread.join()
     case "finaliser": Undead()
-    case "callback" | "task": asyncio.run(forgotten(), debug=sys.argv[3] == "task")
+    case "loop": asyncio.run(forgotten())
 """
 
 
@@ -132,8 +132,7 @@ match sys.argv[3]:
         ("main", ["ERROR ended: ValueError in fail"]),
         ("thread", ["ERROR a thread ended: ValueError in fail"]),
         ("finaliser", ["ERROR not raised: ValueError in fail"]),
-        ("callback", ["ERROR asyncio: ValueError in fail"] * 2),
-        ("task", ["ERROR asyncio: ValueError in fail"] * 2),
+        ("loop", ["ERROR asyncio: ValueError in fail"] * 2),  # a callback, and a task that nobody waited for
     ],
 )
 def test_of_what_nobody_caught_class_and_place_are_told_and_no_value(

@@ -605,6 +605,7 @@ def main(arguments: list[str] | None = None) -> int:
     process.harden()
     report: Callable[[str], None] = process.detach() if detached else _report_in_the_foreground
     logs.configure(config.state_dir() if detached else None)
+    logs.install_hooks()
     return serve(paths.runtime_dir(), report)
 
 
