@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from fakes_process import end_daemon, git_cache, in_child, listener, saying
+from fakes_systemd import Systemctl
 
-from ghapp import autostart, config, paths, process
+from ghapp import autostart, config, paths, process, service
 
 
 @pytest.fixture
@@ -282,3 +283,78 @@ def test_a_daemon_is_not_started_from_a_cache_that_it_would_outlive(monkeypatch:
 
     with pytest.raises(OSError, match="uv tool install ghapp"):
         autostart.start()
+
+
+# systemd
+
+
+@pytest.fixture
+def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Systemctl]:
+    """A user manager and our unit; what is started without it is ended."""
+    runtime, binaries = tmp_path / "runtime", tmp_path / "bin"
+    runtime.mkdir(mode=0o700)
+    binaries.mkdir()
+    monkeypatch.delenv("GHAPP_RUNTIME_DIR")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    fake = Systemctl(runtime, binaries)
+    monkeypatch.setenv("PATH", fake.path)
+    unit = Path(autostart.unit_file())
+    unit.parent.mkdir(parents=True)
+    unit.touch()
+    yield fake
+    end_daemon(runtime / "ghapp")
+
+
+def test_with_our_unit_and_a_user_manager_systemd_starts_the_daemon(systemctl: Systemctl) -> None:
+    interpreter = " ".join(autostart.interpreter())
+    systemctl.then(
+        f'unset GHAPP_RUNTIME_DIR; echo "$PWD $GH_TOKEN" >>"{systemctl.log}.seen"; {interpreter} -m ghapp.daemon --detach'
+    )
+    os.environ["GH_TOKEN"] = "must not be seen"
+
+    try:
+        autostart.ensure(paths.git_socket())
+    finally:
+        del os.environ["GH_TOKEN"]
+
+    assert autostart.listens(paths.git_socket())
+    assert systemctl.asked == ["start ghapp.service"]
+    assert Path(f"{systemctl.log}.seen").read_text() == "/ \n"
+
+
+@pytest.mark.parametrize("then", ["exit 1", "exit 0", "exec sleep 60"])
+def test_what_systemd_does_not_start_in_time_is_started_without_it(systemctl: Systemctl, then: str) -> None:
+    systemctl.then(then)
+
+    autostart.ensure(paths.git_socket(), deadline=8)
+
+    assert systemctl.asked == ["start ghapp.service"]
+    assert process.lock_holder(paths.runtime_dir())
+
+
+@pytest.mark.parametrize("missing", ["unit", "manager", "systemctl", "place"])
+def test_without_unit_manager_or_systemctl_the_daemon_is_started_as_ever(
+    systemctl: Systemctl, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if missing == "unit":
+        Path(autostart.unit_file()).unlink()
+    elif missing == "manager":
+        (systemctl.runtime / "systemd/private").unlink()
+    elif missing == "systemctl":
+        monkeypatch.setenv("PATH", "/nonexistent")
+    else:
+        monkeypatch.setenv("GHAPP_RUNTIME_DIR", str(systemctl.runtime / "elsewhere"))
+
+    autostart.ensure(paths.git_socket())
+
+    assert systemctl.asked == []
+    assert autostart.listens(paths.git_socket())
+    end_daemon(Path(paths.runtime_dir()))
+
+
+def test_the_unit_is_looked_for_where_install_writes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert autostart.unit_file() == f"{os.environ['HOME']}/.config/systemd/user/ghapp.service"
+    monkeypatch.setenv("XDG_CONFIG_HOME", "relative")
+    assert autostart.unit_file().startswith(os.environ["HOME"])
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/conf")
+    assert autostart.unit_file() == "/conf/systemd/user/ghapp.service" == str(service.unit_dir() / service.SERVICE)

@@ -892,7 +892,7 @@ def test_questions_are_asked_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch)
 def test_no_command_is_missing_from_the_list() -> None:
     modules = {path.stem for path in (ROOT / "src" / "ghapp" / "cli").glob("*.py")}
 
-    assert modules - {"__init__", "output", "daemon_client", "host", "key_import"} == {
+    assert modules - {"__init__", "output", "daemon_client", "host", "key_import", "app_create"} == {
         name.replace("-", "_") for name in cli._COMMANDS
     }
 

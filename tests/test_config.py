@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import tomlkit
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ghapp import config
@@ -468,6 +468,7 @@ NAMES = st.text(st.characters(codec="ascii", min_codepoint=0x21, max_codepoint=0
 COMMENT = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=20)
 
 
+@settings(deadline=None)  # it waits for the disk
 @given(st.lists(NAMES, min_size=1, max_size=4, unique=True), COMMENT, st.data())
 def test_comments_survive_every_edit(
     tmp_path_factory: pytest.TempPathFactory, names: list[str], comment: str, data: st.DataObject

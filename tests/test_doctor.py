@@ -14,7 +14,7 @@ from fakes_process import closed_port, end_daemon, running
 from standin.model import App
 from standin.server import StandIn
 
-from ghapp import config, paths
+from ghapp import config, paths, service
 from ghapp.cli.checks import FAIL, OK, SKIP, WARN, Check, Ground, git, github, here, local
 
 
@@ -145,6 +145,23 @@ def test_a_runtime_directory_below_a_file_is_named(tmp_path: Path, monkeypatch: 
     (check,) = local.check_runtime_directory(here())
 
     assert (check.status, check.message) == (FAIL, f"{tmp_path}/file/run: Not a directory")
+
+
+def test_units_are_compared_with_what_would_be_written_now() -> None:
+    def judged() -> Check:
+        (check,) = local.check_service(here())
+        return check
+
+    assert judged().status == SKIP
+    directory = service.unit_dir()
+    directory.mkdir(parents=True)
+    for name in service.UNITS:
+        (directory / name).write_text(service.render(name, service.command()))
+    assert judged().status == OK
+    (directory / service.SERVICE).write_text(service.render(service.SERVICE, ["/gone/python"]))
+    assert (judged().status, judged().hint) == (WARN, "ghapp daemon install")
+    (directory / service.SERVICE).unlink()
+    assert judged().message == "ghapp.service is missing"
 
 
 async def test_a_daemon_that_answers_is_well(served: App, directory: Path) -> None:  # noqa: ARG001  # it serves

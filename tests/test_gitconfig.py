@@ -8,17 +8,21 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from command_line import Ghapp, register
+from fakes_process import running
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from standin.model import App
+from standin.server import StandIn
 
-from ghapp import autostart, gitconfig
+from ghapp import autostart, config, gitconfig, paths
 from ghapp.errors import GitConfigFailed
-from ghapp.gitconfig import Change, Scope
+from ghapp.gitconfig import OWNED_HEAD, Change, Identity, Scope
 
 
 NOBODY = 65534
@@ -1047,3 +1051,232 @@ def test_a_throw_away_prefix_is_known(prefix: str) -> None:
 )
 def test_a_lasting_prefix_is_not_taken_for_a_throw_away_one(prefix: str) -> None:
     assert not autostart.is_throw_away(prefix)
+
+
+# What is by owner: identity, proactive, rewrite-ssh
+
+
+BOT = Identity("github.com", "acme-bot[bot]", 1007)
+
+
+def checkout(home: Home, url: str) -> Path:
+    path = home.path / f"checkout-{len(list(home.path.glob('checkout-*')))}"
+    home.git("init", "-q", str(path))
+    home.git("-C", str(path), "remote", "add", "origin", url)
+    return path
+
+
+def author(home: Home, url: str) -> str:
+    return home.git("-C", str(checkout(home, url)), "var", "GIT_AUTHOR_IDENT").rsplit(" ", 2)[0]
+
+
+def set_up_identity(home: Home, *, rewrite_ssh: bool = False) -> list[Path]:
+    helper = home.helper("h", "x")
+    files = {OURS[0]: BOT.path(home.owned)}
+    text = gitconfig.render([("github.com", "Acme"), *OURS], helper, identities=files, rewrite_ssh=rewrite_ssh)
+    changes = gitconfig.setup(Scope.GLOBAL, text, home.owned, env=home.env, cwd=home.path, identities=[BOT])
+    return [change.path for change in changes if gitconfig.apply(change, patience=0)]
+
+
+def old_git(home: Home) -> bool:
+    return gitconfig.git_version(home.env, home.path) < (2, 36)
+
+
+def test_the_bot_commits_in_repositories_of_its_owner_and_the_person_in_all_others(home: Home) -> None:
+    if old_git(home):
+        pytest.skip("git before 2.36 does not include by a remote's URL")
+    home.config.write_text("[user]\n\tname = Me\n\temail = me@example.com\n")
+
+    set_up_identity(home)
+
+    bot = "acme-bot[bot] <1007+acme-bot[bot]@users.noreply.github.com>"
+    assert author(home, "https://github.com/acme/rocket.git") == bot
+    for url in (
+        "https://github.com/acmes/rocket.git",
+        "https://github.com/globex/acme.git",
+        "https://example.com/acme/rocket.git",
+        "git@github.com:acme/rocket.git",
+    ):
+        assert author(home, url) == "Me <me@example.com>", url
+
+
+def test_with_ssh_remotes_rewritten_the_bot_commits_there_too(home: Home) -> None:
+    if old_git(home):
+        pytest.skip("git before 2.36 does not include by a remote's URL")
+
+    set_up_identity(home, rewrite_ssh=True)
+
+    for url in ("git@github.com:acme/rocket.git", "ssh://git@github.com/acme/rocket.git"):
+        assert author(home, url).startswith("acme-bot[bot] <1007+"), url
+
+
+def test_only_remotes_of_the_owner_are_rewritten_in_either_spelling(home: Home) -> None:
+    text = gitconfig.render([("github.com", "Acme")], home.helper("h", "x"), rewrite_ssh=True)
+    home.setup(text=text)
+
+    def seen(url: str) -> str:
+        return home.git("ls-remote", "--get-url", url).strip()
+
+    assert seen("git@github.com:Acme/rocket.git") == "https://github.com/Acme/rocket.git"
+    assert seen("git@github.com:acme/rocket.git") == "https://github.com/acme/rocket.git"
+    assert seen("ssh://git@github.com/acme/rocket") == "https://github.com/acme/rocket"
+    for url in ("git@github.com:acmes/x.git", "git@example.com:acme/x.git", "ssh://git@github.com/globex/x"):
+        assert seen(url) == url
+
+
+def test_proactive_is_for_the_owner_even_where_the_helper_is_for_the_host(home: Home) -> None:
+    text = gitconfig.render(OURS, home.helper("h", "x"), all_owners_of=["github.com"], proactive=True)
+    home.setup(text=text)
+
+    def asked(url: str) -> str:
+        return home.git("config", "--get-urlmatch", "http.proactiveAuth", url).strip()
+
+    assert asked("https://github.com/acme/rocket.git") == "basic"
+    assert asked("https://github.com/globex/press.git") == ""
+    assert (
+        home.git("config", "--get-urlmatch", "credential.useHttpPath", "https://github.com/globex/x").strip() == "true"
+    )
+
+
+def test_what_is_left_out_the_next_time_is_gone_and_undo_leaves_nothing(home: Home) -> None:
+    home.config.write_bytes(b"[user]\n\tname = Me")
+    theirs = home.owned.with_name("gitconfig-mine")
+    plain = gitconfig.render(OURS, home.helper("h", "x"))
+    assert set_up_identity(home) == [BOT.path(home.owned), home.owned, home.config]
+    theirs.write_text("[user]\n")
+
+    assert home.setup(text=plain) == [True, False, True]
+    assert home.owned.read_text() == plain
+    assert not BOT.path(home.owned).exists()
+
+    set_up_identity(home)
+    assert home.undo() == [home.config, home.owned, BOT.path(home.owned)]
+    assert home.config.read_bytes() == b"[user]\n\tname = Me"
+    assert list(home.owned.parent.iterdir()) == [theirs]
+
+
+def test_a_second_run_with_an_identity_changes_nothing(home: Home) -> None:
+    set_up_identity(home)
+
+    assert set_up_identity(home) == []
+
+
+def test_an_identity_cannot_smuggle_lines_into_its_file() -> None:
+    for login in ("a\n[core]\n\tsshCommand = x[bot]", "a b[bot]", "acme-bot", "[bot]"):
+        with pytest.raises(GitConfigFailed, match="cannot be the name of a GitHub bot"):
+            Identity("github.com", login, 1).render()
+
+    assert Identity("ghe.example.com:8443", "x[bot]", 1).path(Path("/c/gitconfig")) == Path(
+        "/c/gitconfig-ghe.example.com-8443-x"
+    )
+    assert BOT.render().startswith(OWNED_HEAD)
+
+
+def test_a_git_that_does_not_say_its_version_counts_as_new(home: Home, tmp_path: Path) -> None:
+    assert (2, 20) <= gitconfig.git_version(home.env, home.path) < (9, 0)
+    fake = tmp_path / "git"
+    fake.write_text("#!/bin/sh\necho who knows\n")
+    fake.chmod(0o755)
+
+    assert gitconfig.git_version(home.env | {"PATH": str(tmp_path)}, home.path) > (9, 0)
+
+
+@pytest.fixture
+def ghapp(capsys: pytest.CaptureFixture[str]) -> Ghapp:
+    return Ghapp(capsys)
+
+
+@pytest.fixture
+async def served(github: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[App]:
+    """An app on acme, another on globex, where it is suspended, and a daemon in this loop."""
+    app = github.add_app("acme-bot", {"contents": "write"})
+    github.install(app, "acme", repositories=["rocket"])
+    other = github.add_app("globex-bot", {"contents": "write"})
+    github.suspend(github.install(other, "globex"))
+    github.add_repository("acme/rocket")
+    for name, value in github.environment.items():
+        monkeypatch.setenv(name, value)
+    register(other, tmp_path)
+    register(app, tmp_path)
+    helper = tmp_path / "bin" / gitconfig.HELPER
+    helper.parent.mkdir()
+    helper.write_text("#!/bin/sh\n")
+    helper.chmod(0o755)
+    monkeypatch.setattr("sys.argv", [str(helper.with_name("ghapp"))])
+    async with running(Path(paths.runtime_dir())):
+        yield app
+
+
+async def test_the_identity_is_the_bot_user_and_not_the_app(served: App, ghapp: Ghapp, github: StandIn) -> None:
+    bot = github.accounts["acme-bot[bot]"]
+    assert bot.id != served.id
+
+    done = await ghapp.asked("setup-git", "--identity", "--rewrite-ssh", "--proactive")
+
+    assert done.code == 0
+    email = f"{bot.id}+acme-bot[bot]@users.noreply.github.com"
+    assert f"in repositories of acme commits are by acme-bot[bot] <{email}>" in done.err
+    assert "ghapp: warning: globex gets no identity: the app's installation on globex is suspended (E23)" in done.err
+    beside = config.config_dir() / "gitconfig-github.com-acme-bot"
+    assert f"email = {email}\n" in beside.read_text()
+    owned = (config.config_dir() / "gitconfig").read_text()
+    assert owned.count("[includeIf ") == 3
+    assert owned.count("[url ") == owned.count("[http ") == 2
+
+    again = await ghapp.asked("setup-git")
+
+    assert f"removed {beside}" in again.err
+    assert not beside.exists()
+
+
+async def test_with_all_the_owners_are_asked_for_only_what_is_by_owner(
+    served: App, ghapp: Ghapp, github: StandIn
+) -> None:
+    assert (await ghapp.asked("setup-git", "--all")).code == 0
+    assert not [request for request in github.requests if request.path == "/app/installations"]
+
+    done = await ghapp.asked("setup-git", "--all", "--rewrite-ssh")
+
+    assert "https://github.com is answered by ghapp" in done.err
+    owned = (config.config_dir() / "gitconfig").read_text()
+    assert owned.count("[credential ") == 1
+    assert owned.count("[url ") == 2
+    assert served.slug not in owned
+
+
+async def test_github_failing_takes_no_identity_out(served: App, ghapp: Ghapp, github: StandIn) -> None:
+    await ghapp.asked("setup-git", "--identity")
+    owned = config.config_dir() / "gitconfig"
+    before = owned.read_text()
+    del github.accounts[f"{served.slug}[bot]"]
+    github.add_account("Acme-Bot[bot]")
+
+    done = await ghapp.asked("setup-git", "--identity")
+
+    assert done.code == 1
+    assert "GitHub's user acme-bot[bot] came without login and id (E28)" in done.err
+    assert owned.read_text() == before
+
+
+@pytest.mark.usefixtures("served")
+async def test_what_this_git_ignores_is_said(ghapp: Ghapp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git = tmp_path / "bin" / "git"
+    git.write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] && echo git version 2.30.2 && exit\nexec {shutil.which("git")} "$@"\n'
+    )
+    git.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{git.parent}:{os.environ['PATH']}")
+
+    done = await ghapp.asked("setup-git", "--identity", "--proactive")
+
+    assert "warning: git 2.30 ignores --identity; git 2.36 is the first that knows it" in done.err
+    assert "warning: git 2.30 ignores --proactive; git 2.46 is the first that knows it" in done.err
+    assert "ignores" not in (await ghapp.asked("setup-git")).err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--identity", "--system"), ("--identity", "--local"), ("--undo", "--proactive"), ("--undo", "--all")],
+)
+def test_options_that_contradict_each_other_are_wrong_usage(ghapp: Ghapp, arguments: tuple[str, ...]) -> None:
+    assert ghapp("setup-git", *arguments).code == 2

@@ -16,7 +16,7 @@ from ghapp.broker import Signer
 from ghapp.errors import ConfigError, KeyMissing, KeyUnavailable
 from ghapp.keystore import KeyStore
 from ghapp.private_key import MAX_PEM, fingerprint
-from ghapp.signers import open_signer
+from ghapp.signers import open_signer, open_signers
 from ghapp.signers.file import FileSigner, read_key_file
 
 
@@ -324,3 +324,30 @@ def test_a_key_that_is_not_in_the_keyring_says_so(key: rsa.RSAPrivateKey) -> Non
 def test_a_keyring_reference_without_a_fingerprint_is_refused() -> None:
     with pytest.raises(ConfigError, match="no fingerprint"):
         open_signer("keyring:one", make_app(), KeyStore())
+
+
+def test_each_key_of_an_app_has_a_signer_also_one_that_makes_no_sense(path: Path, key: rsa.RSAPrivateKey) -> None:
+    app = make_app(keys=("keyring:nonsense", f"file:{path}"))
+
+    wrong, right = open_signers(app, KeyStore())
+
+    for call in (wrong.fingerprint, lambda: wrong.sign(b"x")):
+        with pytest.raises(KeyUnavailable, match="the signer keyring:nonsense names no fingerprint") as caught:
+            call()
+        assert caught.value.hint == "write keyring:SHA256:..."
+    wrong.forget()
+    assert right.fingerprint() == fingerprint(key)
+
+
+@pytest.mark.parametrize(
+    ("references", "message", "hint"),
+    [
+        ((), "the app bot has no key", "ghapp key add FILE --app bot"),
+        (("keyring:x", "file:y"), "the signer keyring:x names no fingerprint", "write keyring:SHA256:..."),
+    ],
+)
+def test_an_app_without_a_single_signer_is_refused(references: tuple[str, ...], message: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        open_signers(make_app("bot", keys=references), KeyStore())
+
+    assert (caught.value.message, caught.value.hint) == (message, hint)

@@ -96,6 +96,49 @@ def start(deadline: float = START_LIMIT) -> None:
         raise OSError(done.stderr.decode(errors="replace").strip() or "the daemon did not start (E41)")
 
 
+def start_by_systemd(path: str, deadline: float = START_LIMIT) -> bool:
+    """Let systemd start the daemon if our units and a user manager are there; tell whether something listens then.
+
+    Whatever goes wrong is left to `start`, which names it: a service that failed says only that.
+    """
+    directory = os.path.dirname(path)  # noqa: PTH120  # as below
+    runtime = manager_dir(directory)
+    if not runtime:
+        return False
+    environment = daemon_environment(os.environ) | {
+        "PATH": os.environ.get("PATH", _PATH),  # systemctl is where this system has it
+        "XDG_RUNTIME_DIR": runtime,
+    }
+    try:
+        done = subprocess.run(
+            ["systemctl", "--user", "start", "ghapp.service"],  # noqa: S607  # its name; from / no directory here is on PATH
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            env=environment,
+            timeout=max(0.1, min(deadline / 2, START_LIMIT)),  # the other half is for doing without
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0 and listens(path)
+
+
+def manager_dir(directory: str) -> str:
+    """Return the runtime directory of the user manager that has units of ours for `directory`, or ""."""
+    base, name = os.path.split(directory)
+    needed = (f"{base}/systemd/private", unit_file())
+    return base if name == "ghapp" and all(map(os.path.exists, needed)) else ""
+
+
+def unit_file() -> str:
+    """Return where `ghapp daemon install` puts our service."""
+    given = os.environ.get("XDG_CONFIG_HOME", "")
+    base = given if given.startswith("/") else os.environ.get("HOME", "") + "/.config"
+    return base + "/systemd/user/ghapp.service"
+
+
 def is_throw_away(prefix: str) -> bool:
     """Tell whether a path lies where `uvx` or `pipx run` keep what they may delete any day."""
     parts = prefix.split("/")
@@ -140,6 +183,8 @@ def _start_once(path: str, lock: int, *, foreign: bool, waited: bool, deadline: 
     if foreign and not waited:
         end_foreign(path)
     elif listens(path):
+        return
+    if not foreign and start_by_systemd(path, deadline):
         return
     try:
         start(deadline)

@@ -42,6 +42,8 @@ OWNED_HEAD = """\
 # Written by "ghapp setup-git" and rewritten whole: changes made here are lost.
 """
 
+_HOST = r"[a-z0-9.-]+(:[0-9]+)?"
+
 Edit = Callable[[bytes | None], bytes | None]
 """What becomes of a file's bytes; `None` is a file that does not exist."""
 
@@ -78,6 +80,31 @@ class Change:
         return "\n".join(difflib.unified_diff(before, after, old, new, lineterm=""))
 
 
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whom an app's commits are by, as GitHub links them to its bot."""
+
+    host: str
+    login: str
+    """``SLUG[bot]``."""
+    number: int
+    """The bot user's id, which is not the app's."""
+
+    @property
+    def email(self) -> str:
+        """The address that GitHub recognises."""
+        return f"{self.number}+{self.login}@users.noreply.{self.host}"
+
+    def path(self, owned: Path) -> Path:
+        """Return the file for it, beside the one we own: git's conditions choose files, not sections."""
+        return owned.with_name(f"{owned.name}-{self.host.replace(':', '-')}-{self.login.removesuffix('[bot]')}")
+
+    def render(self) -> str:
+        """Render its file."""
+        _checked("bot", self.login, r"[A-Za-z0-9-]+\[bot\]")
+        return f"{OWNED_HEAD}\n[user]\n\tname = {self.login}\n\temail = {self.email}\n"
+
+
 # What we write
 
 
@@ -86,30 +113,51 @@ def render(
     helper: Path,
     *,
     all_owners_of: Iterable[str] = (),
+    identities: Mapping[tuple[str, str], Path] | None = None,
+    proactive: bool = False,
+    rewrite_ssh: bool = False,
 ) -> str:
     """Render the file we own: a section for each (host, owner), one alone for a host in `all_owners_of`.
 
-    Equal arguments in any order give equal text. A helper that will be gone tomorrow is refused.
+    `identities` (the files, by host and owner), `proactive` and `rewrite_ssh` are by owner even there: what git does
+    with the repositories of others is not ours to change. Equal arguments in any order give equal text. A helper that
+    will be gone tomorrow is refused.
     """
     if is_throw_away(str(helper)):
         raise GitConfigFailed(f"{helper} lies in a throw-away cache", hint="uv tool install ghapp")
-    hosts = {_checked("host", host.lower(), r"[a-z0-9.-]+(:[0-9]+)?") for host in all_owners_of}
-    urls = {f"https://{host}" for host in hosts}
+    hosts = {_checked("host", host.lower(), _HOST) for host in all_owners_of}
+    answered = {f"https://{host}" for host in hosts}
+    spelled: dict[tuple[str, str], Path | None] = {}
     for host, owner in owners:
-        _checked("host", host.lower(), r"[a-z0-9.-]+(:[0-9]+)?")
+        _checked("host", host.lower(), _HOST)
         _checked("owner", owner, r"[A-Za-z0-9_.-]+")
-        if host.lower() not in hosts:
-            # git compares paths case-sensitively; people type a login either way.
-            urls |= {f"https://{host.lower()}/{login}" for login in (owner, owner.lower())}
+        # git compares paths case-sensitively; people type a login either way.
+        for login in (owner, owner.lower()):
+            spelled[host.lower(), login] = (identities or {}).get((host, owner))
+            if host.lower() not in hosts:
+                answered.add(f"https://{host.lower()}/{login}")
     command = _quoted(_escaped_for_sh(str(helper)))
-    return OWNED_HEAD + "".join(
+    sections = [
         f'\n[credential "{url}"]\n'
         "\thelper =\n"  # resets: no other helper is asked, or gets our token to store
         f"\thelper = {command}\n"
         "\tuseHttpPath = true\n"
         "\tusername = x-access-token\n"
-        for url in sorted(urls)
-    )
+        for url in sorted(answered)
+    ]
+    for (host, login), identity in sorted(spelled.items()):
+        over_ssh = (f"git@{host}:{login}/", f"ssh://git@{host}/{login}/")
+        if proactive:
+            sections.append(f'\n[http "https://{host}/{login}"]\n\tproactiveAuth = basic\n')
+        if rewrite_ssh:
+            lines = "".join(f"\tinsteadOf = {prefix}\n" for prefix in over_ssh)
+            sections.append(f'\n[url "https://{host}/{login}/"]\n{lines}')
+        if identity is not None:
+            # The condition sees the URL as it is written; one that keeps its ssh pushes as the person, not the bot.
+            for prefix in (f"https://{host}/{login}/", *(over_ssh if rewrite_ssh else ())):
+                condition = f"hasconfig:remote.*.url:{prefix}**"
+                sections.append(f'\n[includeIf "{condition}"]\n\tpath = {_quoted(str(identity))}\n')
+    return OWNED_HEAD + "".join(sections)
 
 
 def append_block(before: bytes | None, text: str) -> bytes:
@@ -282,6 +330,7 @@ def setup(
     *,
     env: Mapping[str, str],
     cwd: Path,
+    identities: Iterable[Identity] = (),
 ) -> list[Change]:
     """Plan to put `text` (see `render`) to use, in the order to apply it.
 
@@ -293,9 +342,12 @@ def setup(
         mode = 0o644 if scope is Scope.SYSTEM else None
         return [_edited(path, lambda before: append_block(before, text), new_mode=mode)]
     section = include(owned)
+    wanted = {identity.path(owned): os.fsencode(identity.render()) for identity in identities}
     return [
+        *(Change(file, _read(file), data) for file, data in sorted(wanted.items())),
         Change(owned, _read(owned), os.fsencode(text)),
         _edited(path, lambda before: append_block(before, section)),
+        *(Change(file, _read(file), None) for file in _beside(owned) if file not in wanted),
     ]
 
 
@@ -314,8 +366,21 @@ def undo(
     files = filter(os.path.isfile, paths)
     changes = [_edited(path, remove_block) for path in files]
     if scope is Scope.GLOBAL and not keep_owned:
-        changes.append(Change(owned, _read(owned), None))
+        changes += [Change(file, _read(file), None) for file in (owned, *_beside(owned))]
     return [change for change in changes if change.is_needed]
+
+
+def _beside(owned: Path) -> list[Path]:
+    """List the files that we wrote for identities; what a person put there is not ours."""
+    head = OWNED_HEAD.encode()
+    named = sorted(owned.parent.glob(f"{owned.name}-*"))
+    return [file for file in named if file.is_file() and (_read(file) or b"").startswith(head)]
+
+
+def git_version(env: Mapping[str, str], cwd: Path) -> tuple[int, int]:
+    """Return git's major and minor version; what cannot be read counts as new."""
+    numbers = re.match(rb"git version (\d+)\.(\d+)", _git("--version", env=env, cwd=cwd).stdout)
+    return (int(numbers[1]), int(numbers[2])) if numbers else (99, 0)
 
 
 def apply(change: Change, *, patience: float = LOCK_PATIENCE) -> bool:

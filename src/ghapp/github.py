@@ -519,7 +519,7 @@ class AppClient:
         """Ask with an installation's token; a new one may be unknown for seconds, which shows as any of three."""
         answer = await self._github.request("GET", path, token)
         for pause in TOKEN_PAUSES:
-            if answer.status not in NOT_YET or _asked_to_wait(answer, 0.0) is not None:
+            if answer.status not in NOT_YET or "suspended" in answer.message or _asked_to_wait(answer, 0.0) is not None:
                 break
             await asyncio.sleep(pause)
             answer = await self._github.request("GET", path, token)

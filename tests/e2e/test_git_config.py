@@ -1,8 +1,19 @@
 """What `setup-git` does to a git that has other helpers, and that it can be taken back."""
 
+import os
+import re
+import shutil
+import uuid
 from pathlib import Path
 
+import pytest
+from conftest import ROOT
 from e2e.conftest import Machine
+
+from ghapp import gitconfig
+
+
+CHROOTS = [Path(os.environ.get("GHAPP_TEST_CACHE", ROOT / ".cache")) / "chroots" / suite for suite in ("trixie", "sid")]
 
 
 def other_helper(machine: Machine) -> Path:
@@ -95,3 +106,99 @@ def test_with_all_one_section_serves_every_owner_of_the_host(ready: Machine) -> 
     ready.git("ls-remote", "https://github.com/acme/rocket.git")
     owned = (ready.home / ".config/ghapp/gitconfig").read_text()
     assert owned.count("[credential ") == 1
+
+
+# What is by owner: identity, proactive, rewrite-ssh
+
+
+def commit_as_configured(machine: Machine, checkout: Path) -> str:
+    """Commit without an identity in the environment, and return whom git says it is by."""
+    nobody = [f"-u{name}" for name in machine.env if name.startswith(("GIT_AUTHOR", "GIT_COMMITTER"))]
+    machine.run("env", *nobody, "git", "commit", "--allow-empty", "-m", "Change", cwd=checkout)
+    return machine.git("log", "-1", "--format=%an <%ae>", cwd=checkout).stdout.strip()
+
+
+def test_commits_in_the_owners_repositories_are_the_bots_and_elsewhere_ones_own(ready: Machine) -> None:
+    if gitconfig.git_version(ready.env, ready.work) < (2, 36):
+        pytest.skip("git before 2.36 does not include by a remote's URL")
+    ready.github.add_repository("globex/press", private=False, files={"README.md": "# Press\n"})
+    mine = b"[user]\n\tname = Me\n\temail = me@example.com\n"
+    config = ready.home / ".gitconfig"
+    ready.ghapp("setup-git", "--undo")
+    config.write_bytes(mine)
+
+    ready.ghapp("setup-git", "--identity")
+
+    ready.git("clone", "https://github.com/acme/rocket.git")
+    ready.git("clone", "https://github.com/globex/press.git")
+    number = ready.github.accounts["acme-bot[bot]"].id
+    bot = f"acme-bot[bot] <{number}+acme-bot[bot]@users.noreply.github.com>"
+    assert commit_as_configured(ready, ready.work / "rocket") == bot
+    assert commit_as_configured(ready, ready.work / "press") == "Me <me@example.com>"
+    ready.git("push", cwd=ready.work / "rocket")
+
+    ready.ghapp("setup-git")
+    assert commit_as_configured(ready, ready.work / "rocket") == "Me <me@example.com>"
+
+    ready.ghapp("setup-git", "--identity")
+    ready.ghapp("setup-git", "--undo")
+    assert config.read_bytes() == mine
+    assert [path.name for path in (ready.home / ".config/ghapp").iterdir() if "gitconfig" in path.name] == []
+
+
+def test_ssh_remotes_of_the_owner_work_without_ssh(ready: Machine) -> None:
+    ready.env["GIT_SSH_COMMAND"] = "false"
+    for url in ("git@github.com:acme/rocket.git", "ssh://git@github.com/acme/rocket.git"):
+        assert ready.git("ls-remote", url, check=False).returncode != 0
+
+    ready.ghapp("setup-git", "--rewrite-ssh")
+
+    head = ready.git("ls-remote", "https://github.com/acme/rocket.git", "main").stdout
+    assert head
+    for url in ("git@github.com:acme/rocket.git", "ssh://git@github.com/acme/rocket.git"):
+        assert ready.git("ls-remote", url, "main").stdout == head
+
+    ready.ghapp("setup-git", "--undo")
+    assert ready.git("ls-remote", "git@github.com:acme/rocket.git", check=False).returncode != 0
+
+
+@pytest.mark.slow
+def test_with_proactive_the_first_request_carries_the_token(ready: Machine) -> None:
+    """In a chroot with git 2.46 or newer, through git's own client: our helper's Python is not in there."""
+    root = next((path for path in CHROOTS if (path / "usr/bin/git").exists()), None)
+    if os.geteuid() != 0 or root is None:
+        pytest.skip("needs root, and a chroot that test_git_versions.py made")
+    inside = root / "tmp" / uuid.uuid4().hex
+    inside.mkdir(mode=0o700)
+    try:
+        ready.env["GHAPP_RUNTIME_DIR"] = str(inside / "sockets")
+        requests = [requests_of_ls_remote(ready, root, inside, *options) for options in ((), ("--proactive",))]
+        ready.end()
+    finally:
+        shutil.rmtree(inside)
+
+    without, proactive = requests
+    assert without[0] == 401
+    assert len(proactive) == len(without) - 1
+    assert 401 not in proactive
+
+
+def requests_of_ls_remote(machine: Machine, root: Path, inside: Path, *options: str) -> list[int]:
+    """Set git up with `options`, let the chroot's git read that file, and return the statuses of what it asked."""
+    machine.ghapp("setup-git", *options)
+    seen = f"/{inside.relative_to(root)}"
+    owned = (machine.home / ".config/ghapp/gitconfig").read_text()
+    helper = re.compile(r"^\thelper = /.*$", re.MULTILINE)
+    (inside / "gitconfig").write_text(
+        helper.sub(f"\thelper = cache --timeout=0 --socket={seen}/sockets/git.sock", owned)
+    )
+    shutil.copy(machine.github.ca_file, inside / "ca.pem")
+    machine.fill()  # starts the daemon, and has a token ready
+    before = len(machine.github.requests)
+    machine.run(
+        *("chroot", root, "/usr/bin/env", "-i", "PATH=/usr/bin:/bin", f"HOME={seen}", f"--chdir={seen}"),
+        *(f"GIT_CONFIG_GLOBAL={seen}/gitconfig", f"HTTPS_PROXY={machine.env['HTTPS_PROXY']}"),
+        *(f"GIT_SSL_CAINFO={seen}/ca.pem", "GIT_TERMINAL_PROMPT=0"),
+        *("git", "ls-remote", "https://github.com/acme/rocket.git"),
+    )
+    return [entry.status for entry in machine.github.requests[before:] if "/rocket.git/" in entry.path]

@@ -15,6 +15,7 @@ from ghapp import config
 
 
 DEADLINE = 30.0
+KILLS = int(os.environ.get("GHAPP_TEST_KILLS", "6"))  # 200 take ten minutes; read here: tests see none of ours
 Stop = Callable[[], bool]
 
 
@@ -124,19 +125,18 @@ def state_of(path: Path) -> tuple[int, int]:
 def test_an_import_killed_at_any_moment_leaves_the_old_key_or_the_new_one_working(
     rotation: Rotation, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kills = int(os.environ.get("GHAPP_TEST_KILLS", "6"))  # 200 take ten minutes
     began = time.monotonic()
     assert rotation.import_the_other(by_client_id=True).wait(DEADLINE) == 0
     whole = time.monotonic() - began
     old = new = finished = 0
 
-    for number in range(kills):
+    for number in range(KILLS):
         before = rotation.configured()
         if number % 2:
             rotation.tidy()
         importing = rotation.import_the_other(by_client_id=number % 4 > 1)
         try:
-            importing.wait(timeout=whole * number / (kills - 1))
+            importing.wait(timeout=whole * number / (KILLS - 1))
             finished += 1
         except subprocess.TimeoutExpired:
             kill(importing)
@@ -146,7 +146,7 @@ def test_an_import_killed_at_any_moment_leaves_the_old_key_or_the_new_one_workin
     assert old > 0
     with capsys.disabled():
         print(  # noqa: T201  # asked for
-            f"\n{kills} kills spread over {whole:.2f} s: old key {old}, new key {new}, {finished} were not in time"
+            f"\n{KILLS} kills spread over {whole:.2f} s: old key {old}, new key {new}, {finished} were not in time"
         )
 
 

@@ -17,11 +17,16 @@ _COMMANDS = {
     "app": "ghapp.cli.app:app",
     "completion": "ghapp.cli.completion:completion",
     "daemon": "ghapp.cli.daemon:daemon",
+    "doctor": "ghapp.cli.doctor:doctor",
     "installations": "ghapp.cli.installations:installations",
+    "key": "ghapp.cli.key:key",
     "leases": "ghapp.cli.leases:leases",
+    "repos": "ghapp.cli.repos:repos",
+    "setup": "ghapp.cli.setup:setup",
     "setup-git": "ghapp.cli.setup_git:setup_git",
     "status": "ghapp.cli.status:status",
     "token": "ghapp.cli.token:token",
+    "uninstall": "ghapp.cli.uninstall:uninstall",
     "unlock": "ghapp.cli.unlock:unlock",
 }
 
@@ -45,7 +50,7 @@ class LazyGroup(Group):
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
-    epilog="\b\nBegin with:\n  ghapp app add --app-id N --key KEY.pem && ghapp setup-git",
+    epilog="\b\nBegin with:\n  ghapp setup",
 )
 @click.version_option(package_name="ghapp", message="%(prog)s %(version)s")
 def cli() -> None:

@@ -8,6 +8,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from ghapp import config
+from ghapp.cli import app_create
 from ghapp.cli.daemon_client import call, call_if_running
 from ghapp.cli.host import check_host
 from ghapp.cli.key_import import (
@@ -35,7 +36,7 @@ def _names(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> lis
 
 @click.group(cls=Group)
 def app() -> None:
-    """Register, list, show and remove apps.
+    """Create, register, list, show and remove apps.
 
     \b
     Example:
@@ -86,6 +87,43 @@ def add(
       ghapp app add --app-id 4242 --key acme-bot.pem --delete-key-file
       ghapp app add --app-id 4242 --signer file:/run/secrets/acme-bot.pem
     """
+    found, known = add_app(
+        name=name,
+        client_id=client_id,
+        app_id=app_id,
+        key=key,
+        signer=signer,
+        host=host,
+        api_url=api_url,
+        verify=not no_verify,
+        delete_key_file=delete_key_file,
+    )
+    if as_json:
+        print_json(found | {"name": known.name, "signer": known.keys[0]})
+        return
+    report_configured(known)
+    _report_found(found)
+    if not delete_key_file:
+        hint_at_copy(key, known)
+    if not found:
+        hint("nothing was checked; 'ghapp installations' asks GitHub")
+    elif found["installations"]:
+        hint("ghapp setup-git")
+
+
+def add_app(
+    *,
+    name: str | None = None,
+    client_id: str,
+    app_id: int | None,
+    key: str | None,
+    signer: str | None,
+    host: str,
+    api_url: str = "",
+    verify: bool = True,
+    delete_key_file: bool = False,
+) -> tuple[dict[str, Any], App]:
+    """Do what ``app add`` does; return what GitHub said and what is configured now. Raises `GhappError`."""
     if bool(client_id) == (app_id is not None):
         raise click.UsageError("give --client-id or --app-id, one of them")
     if delete_key_file and key in {None, "-"}:
@@ -95,20 +133,16 @@ def add(
         raise click.UsageError("--delete-key-file would delete the key itself: --signer names the same file")
     url = (api_url or config.api_url(host)).rstrip("/")
     given = App("app", host, url, client_id or str(app_id), (reference,), client_id=client_id, app_id=app_id)
-    found, known = _register(given, name, key, verify=not no_verify)
+    found, known = _register(given, name, key, verify=verify)
     if delete_key_file and key is not None:
         Path(key).unlink()
-    if as_json:
-        print_json(found | {"name": known.name, "signer": known.keys[0]})
-        return
-    _report_configured(known)
-    _report_found(found)
-    if key not in {None, "-"} and not delete_key_file and not _is_same(str(key), reference.removeprefix("file:")):
+    return found, known
+
+
+def hint_at_copy(key: str | None, known: App) -> None:
+    """Say that the file the key was read from is not needed any more, where it is not the one that is used."""
+    if key not in {None, "-"} and not _is_same(str(key), known.keys[0].removeprefix("file:")):
         hint(f"the key is stored; {key} can go: rm '{key}'")
-    if not found:
-        hint("nothing was checked; 'ghapp installations' asks GitHub")
-    elif found["installations"]:
-        hint("ghapp setup-git")
 
 
 def _register(given: App, name: str | None, key: str | None, *, verify: bool) -> tuple[dict[str, Any], App]:
@@ -117,7 +151,7 @@ def _register(given: App, name: str | None, key: str | None, *, verify: bool) ->
     store = KeyStore(before.keyring_backend)
     stored, settled = _put_key(key, given, store), None
     try:
-        found = _verify(replace(given, keys=(stored.reference,))) if verify else {}
+        found = verify_app(replace(given, keys=(stored.reference,))) if verify else {}
         known = replace(
             given,
             name=name or str(found.get("slug") or f"app-{given.issuer}"),
@@ -200,16 +234,25 @@ def _put_key(key: str | None, app: App, store: KeyStore) -> Stored:
     return store_in_file(key, Path(reference.removeprefix("file:")))
 
 
-def _verify(app: App) -> dict[str, Any]:
+def verify_app(app: App) -> dict[str, Any]:
+    """Ask GitHub whether the app and one of its keys fit, and where it is installed. Raises `GhappError`."""
     found: dict[str, Any] = call(
-        "verify_app", host=app.host, api=app.api, signer=app.keys[0], client_id=app.client_id, app_id=app.app_id
+        "verify_app",
+        host=app.host,
+        api=app.api,
+        signers=list(app.keys),
+        client_id=app.client_id,
+        app_id=app.app_id,
+        name=app.name,
     )
     return found
 
 
-def _report_configured(known: App) -> None:
+def report_configured(known: App) -> None:
+    """Print what the configuration holds of an app."""
     click.echo(f"app          {known.name}")
-    click.echo(f"signer       {known.keys[0]}")
+    for key in known.keys:
+        click.echo(f"signer       {key}")
 
 
 def _report_found(found: dict[str, Any]) -> None:
@@ -259,10 +302,10 @@ def show(*, name: str, as_json: bool) -> None:
     """
     entry = _find(name)
     if as_json:
-        print_json(_entries(entry) | _verify(entry) | {"name": entry.name})  # GitHub's name for it may be another
+        print_json(_entries(entry) | verify_app(entry) | {"name": entry.name})  # GitHub's name for it may be another
         return
-    _report_configured(entry)  # first: why GitHub cannot be asked is easier to see with it
-    found = _verify(entry)
+    report_configured(entry)  # first: why GitHub cannot be asked is easier to see with it
+    found = verify_app(entry)
     _report_found(found)
     if found["installations"] and not (config.config_dir() / "gitconfig").exists():
         hint("ghapp setup-git")
@@ -320,3 +363,6 @@ def _entries(entry: App) -> dict[str, object]:
         "scope": "installation" if entry.whole_installation else "repository",
         "permissions": dict(entry.permissions) if entry.permissions else None,
     }
+
+
+app.add_command(app_create.create)

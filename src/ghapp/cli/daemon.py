@@ -6,10 +6,10 @@ import signal
 
 import click
 
-from ghapp import activation, autostart, config, paths, process
+from ghapp import activation, autostart, config, paths, process, service
 from ghapp import daemon as ghapp_daemon
-from ghapp.cli.daemon_client import ask, call_if_running, started_error
-from ghapp.cli.output import Group, counted, json_option, print_json, say
+from ghapp.cli.daemon_client import ask, call, call_if_running, started_error
+from ghapp.cli.output import Group, counted, hint, json_option, print_json, say, warn
 from ghapp.cli.status import status
 from ghapp.errors import DaemonFailed, GhappError
 
@@ -54,6 +54,8 @@ def start() -> None:
     """
     running = process.lock_holder(paths.runtime_dir())
     _start()
+    if autostart.manager_dir(paths.runtime_dir()):
+        call("status")  # at systemd's sockets somebody always listens
     say("the daemon runs already" if running else "the daemon runs")
 
 
@@ -66,7 +68,7 @@ def stop(*, keep_tokens: bool) -> None:
     Example:
       ghapp daemon stop
     """
-    say("the daemon is stopped" if _stop(revoke=not keep_tokens) else "no daemon runs")
+    say("the daemon is stopped" if stop_daemon(revoke=not keep_tokens) else "no daemon runs")
 
 
 @daemon.command()
@@ -78,7 +80,7 @@ def restart() -> None:
       ghapp daemon restart
     """
     config.load(config.config_file())  # first: one that is broken must not cost the daemon that serves
-    _stop(revoke=False)
+    stop_daemon(revoke=False)
     _start()
     say("the daemon runs")
 
@@ -100,6 +102,56 @@ def daemon_status(*, as_json: bool) -> int:
     return 0 if running else 1
 
 
+@daemon.command(short_help="Let systemd start the daemon: user units.")
+@click.option("--now/--no-start", "now", default=True, help="Listen now (default), or from the next login on.")
+def install(*, now: bool) -> None:
+    """Write and enable systemd user units: two sockets, and the service.
+
+    Without them git starts the daemon by itself when it needs it; with them
+    systemd does, limits what it may do, and keeps its log.
+
+    \b
+    Examples:
+      ghapp daemon install
+      ghapp daemon install --no-start
+    """
+    systemctl = service.manager()
+    config.load(config.config_file())  # first: with one that is broken the service would fail, and fail again
+    service.install(systemctl, now=now, before_start=lambda: stop_daemon(revoke=False), say=say)
+    say("systemd listens for git" if now else "systemd listens for git from the next login on")
+    _warn_of_inherited_network()
+
+
+@daemon.command(short_help="Take the systemd units out again.")
+def uninstall() -> None:
+    """Disable and remove the systemd user units; git starts the daemon then.
+
+    \b
+    Example:
+      ghapp daemon uninstall
+    """
+    say("the units are removed" if remove_units() else "no units of ours are installed")
+
+
+def remove_units() -> bool:
+    """Disable and remove the units, and tell whether there were any; without a user manager the files alone."""
+    try:
+        systemctl = service.manager()
+    except DaemonFailed:
+        systemctl = None
+    return service.uninstall(systemctl, say=say)
+
+
+def _warn_of_inherited_network() -> None:
+    """Say what the daemon gets from a shell and not from systemd: proxy and CA."""
+    found = config.load(config.config_file()).network
+    for names, key in ((("HTTPS_PROXY", "https_proxy"), "proxy"), (("SSL_CERT_FILE",), "ca_file")):
+        given = next((name for name in names if os.environ.get(name)), None)
+        if given is not None and not found.get(key):
+            warn(f"systemd does not know your {given}")
+            hint(f"set [network] {key} in {config.config_file()}")
+
+
 def _start() -> None:
     try:
         autostart.ensure(paths.control_socket())
@@ -108,10 +160,12 @@ def _start() -> None:
         raise started_error(error) from None
 
 
-def _stop(*, revoke: bool) -> bool:
+def stop_daemon(*, revoke: bool) -> bool:
     """End the daemon and wait until its process is gone; tell whether there was one."""
     directory = paths.runtime_dir()
     holder = process.lock_holder(directory)
+    if holder is None and autostart.manager_dir(directory) and not process.is_locked(directory):
+        return False  # asking would let systemd start one
     try:
         answer = ask("stop", patience=END_LIMIT, revoke=revoke)
     except GhappError:

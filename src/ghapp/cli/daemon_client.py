@@ -4,7 +4,7 @@ import _socket
 import json
 from typing import Any
 
-from ghapp import autostart, client, paths
+from ghapp import autostart, client, paths, process
 from ghapp.errors import DaemonFailed, GhappError
 
 
@@ -35,7 +35,10 @@ def call(method: str, **params: Any) -> Any:
 
 
 def call_if_running(method: str, **params: Any) -> Any | None:
-    """Call a method of the daemon that runs, or return None if none does."""
+    """Call a method of the daemon that runs, or return None if none does: systemd would start one just to be asked."""
+    directory = paths.runtime_dir()
+    if autostart.manager_dir(directory) and not process.is_locked(directory):
+        return None
     answer = ask(method, patience=GLANCE, **params)
     return None if answer is None else answer["result"]
 

@@ -17,6 +17,7 @@ CHECKS: tuple[Callable[[Ground], Iterator[Check]], ...] = (
     local.check_installation,
     local.check_configuration,
     local.check_state,
+    local.check_service,
     local.check_runtime_directory,
     local.check_daemon,
     local.check_proxy,

@@ -27,15 +27,14 @@ def installations(*, as_json: bool) -> None:
     if not found:
         say("no app of yours is installed anywhere")
         return
-    rows = (
-        (
-            entry["account"],
-            entry["app"],
-            entry["host"],
-            entry["repository_selection"],
-            "suspended" if entry["suspended"] else "active",
-            entry["html_url"],
-        )
-        for entry in found
-    )
-    print_table(("OWNER", "APP", "HOST", "REPOSITORIES", "STATE", "SETTINGS"), rows)
+    columns = [
+        ("OWNER", [entry["account"] for entry in found]),
+        ("APP", [entry["app"] for entry in found]),
+        ("HOST", [entry["host"] for entry in found]),
+        ("REPOSITORIES", [entry["repository_selection"] for entry in found]),
+        ("STATE", ["suspended" if entry["suspended"] else "active" for entry in found]),
+        ("SETTINGS", [entry["html_url"] for entry in found]),
+    ]
+    if all(entry["host"] == config.GITHUB for entry in found):
+        columns = [column for column in columns if column[0] != "HOST"]  # the links need the room
+    print_table([title for title, _ in columns], zip(*(cells for _, cells in columns), strict=True))

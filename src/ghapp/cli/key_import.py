@@ -41,8 +41,12 @@ def read_pem(source: str) -> bytes:
 
 def store_in_file(source: str, target: Path) -> Stored:
     """Write the key from `source` to `target`, for us alone."""
-    pem = read_pem(source)
-    load_key(pem, source="stdin" if source == "-" else source)
+    return store_pem_in_file(read_pem(source), target, source="stdin" if source == "-" else source)
+
+
+def store_pem_in_file(pem: bytes, target: Path, *, source: str) -> Stored:
+    """Write a key that is in memory to `target`, for us alone; `source` names it in messages."""
+    load_key(pem, source=source)
     reference = f"file:{target}"
     there = _content(target)
     if there == pem:
@@ -67,7 +71,12 @@ def _content(path: Path) -> bytes | None:
 
 def store_in_keyring(source: str, app: App, store: KeyStore) -> Stored:
     """Put the key from `source` into the keyring, where the keyring may ask a person to unlock it."""
-    key = load_key(read_pem(source), source="stdin" if source == "-" else source)
+    return store_pem_in_keyring(read_pem(source), app, store, source="stdin" if source == "-" else source)
+
+
+def store_pem_in_keyring(pem: bytes, app: App, store: KeyStore, *, source: str) -> Stored:
+    """Put a key that is in memory into the keyring, as `store_in_keyring`; `source` names it in messages."""
+    key = load_key(pem, source=source)
     name = fingerprint(key)
     account, *_ = accounts(app, name)
     was_there = _holds(store, account)
@@ -108,9 +117,10 @@ def forget_keyring_keys(app: App, store: KeyStore, remaining: Iterable[App]) -> 
 
 def hint_at_orphan(app: App) -> None:
     """Say under which name the keyring still holds a key that nothing needs any more."""
-    reference = next(key for key in app.keys if key.startswith("keyring:"))
-    account, *_ = accounts(app, reference.removeprefix("keyring:"))
-    hint(f"unlock the keyring and delete it there: service ghapp, username {account}")
+    for reference in app.keys:
+        if reference.startswith("keyring:"):
+            account, *_ = accounts(app, reference.removeprefix("keyring:"))
+            hint(f"unlock the keyring and delete it there: service ghapp, username {account}")
 
 
 def _holds(store: KeyStore, account: str) -> bool:

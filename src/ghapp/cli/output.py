@@ -12,7 +12,7 @@ import click
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_WHOLE = ("ID", "LEASE", "EXPIRES", "SETTINGS")  # columns that people copy from
+_WHOLE = ("ID", "LEASE", "EXPIRES", "FINGERPRINT", "REPOSITORY", "SETTINGS")  # columns that people copy from
 _WIDEST = 10_000
 
 

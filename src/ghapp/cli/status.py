@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import click
 
-from ghapp import config
+from ghapp import config, service
 from ghapp.cli.daemon_client import call_if_running
 from ghapp.cli.output import hint, json_option, print_json
 from ghapp.errors import ConfigError
@@ -37,7 +37,8 @@ def status(*, as_json: bool) -> None:
         print_json(found)
         return
     if not found["running"]:
-        click.echo("no daemon runs; git starts it when needed, 'ghapp daemon start' now")
+        who = "systemd starts it when git asks" if service.installed() else "git starts it when needed"
+        click.echo(f"no daemon runs; {who}, 'ghapp daemon start' now")
         _show_configuration()
         return
     uptime = timedelta(seconds=int(found["uptime"]))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from ghapp import autostart, config, paths
+from ghapp import autostart, config, paths, service
 from ghapp.cli.checks import FAIL, OK, SKIP, WARN, Check, Ground, quoted
 from ghapp.cli.daemon_client import call, call_if_running
 from ghapp.errors import GhappError
@@ -97,6 +97,27 @@ def check_installation(ground: Ground) -> Iterator[Check]:  # noqa: ARG001  # as
         yield Check("install", FAIL, "ghapp runs from a cache that may be emptied any day", "uv tool install ghapp")
         return
     yield Check("install", OK, f"ghapp {version('ghapp')} in {Path(autostart.__file__).parent}")
+
+
+def check_service(ground: Ground) -> Iterator[Check]:  # noqa: ARG001  # as every check
+    """Look at systemd's units, where there are any of ours."""
+    units = service.installed()
+    if not units:
+        yield Check("service", SKIP, "no units are installed; git starts the daemon by itself")
+        return
+    missing = sorted(set(service.UNITS) - {path.name for path in units})
+    if missing:
+        yield Check("service", FAIL, f"{', '.join(missing)} is missing", "ghapp daemon install")
+        return
+    try:
+        stale = [path for path in units if path.read_text() != service.render(path.name, service.command())]
+    except (GhappError, OSError) as error:
+        yield Check("service", WARN, str(error), "ghapp daemon uninstall")
+        return
+    if stale:
+        yield Check("service", WARN, f"{stale[0]} is of another installation or version", "ghapp daemon install")
+        return
+    yield Check("service", OK, f"systemd listens, by the units in {units[0].parent}")
 
 
 def check_state(ground: Ground) -> Iterator[Check]:  # noqa: ARG001  # as every check

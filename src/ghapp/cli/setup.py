@@ -1,0 +1,581 @@
+"""``ghapp setup``: from nothing to a git that pushes as a bot, one step after the other.
+
+Each step is what a command of its own does, and looks first whether it is done already. Nothing else is remembered:
+whatever ends a run, the next one finds what is there and goes on behind it.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ghapp import autostart, config, gitconfig, service
+from ghapp.cli import app as app_commands
+from ghapp.cli import app_create, checks
+from ghapp.cli import daemon as daemon_commands
+from ghapp.cli.app_create import Created, KeyPlace
+from ghapp.cli.checks import git as git_checks
+from ghapp.cli.daemon_client import call, call_if_running
+from ghapp.cli.doctor import doctor
+from ghapp.cli.host import check_host
+from ghapp.cli.output import hint, say, say_error, warn
+from ghapp.cli.setup_git import configure
+from ghapp.cli.token import parse_permissions
+from ghapp.errors import (
+    AppRejected,
+    DaemonFailed,
+    GhappError,
+    GitConfigFailed,
+    KeyMissing,
+    KeyringAbsent,
+    KeyUnavailable,
+    NotInstalled,
+    UsageError,
+)
+from ghapp.keystore import KeyStore
+from ghapp.manifest import Registered, check_organization
+from ghapp.routing import App
+
+
+Answer = TypeVar("Answer")
+
+INTRODUCTION = (
+    "A GitHub App will be your bot: setup creates or imports it, has it installed on your",
+    "account, lets git push as it, and checks that. Enter takes what stands in [brackets].",
+)
+AGAIN = "ghapp setup"
+
+_ANOTHER_KEY_HELPS = {AppRejected.code, KeyMissing.code, KeyUnavailable.code}
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What the options say; None where a person has to be asked."""
+
+    create: bool
+    org: str
+    name: str | None
+    permissions: Mapping[str, str]
+    no_browser: bool
+    app_id: int | None
+    client_id: str
+    key: str | None
+    delete_key_file: bool
+    signer: str | None
+    host: str | None
+    no_install_wait: bool
+    wait: float
+    by_owner: bool | None
+    identity: bool | None
+    no_git: bool
+    no_network: bool
+    service: bool | None
+    no_doctor: bool
+    yes: bool
+
+    @property
+    def names_an_app(self) -> bool:
+        """Whether the app is one that there is on GitHub."""
+        return self.app_id is not None or bool(self.client_id)
+
+    @property
+    def wants_import(self) -> bool:
+        """Whether an app is to be imported."""
+        return self.names_an_app or self.key is not None
+
+    @property
+    def wants_new(self) -> bool:
+        """Whether an app is to be created."""
+        return self.create or bool(self.org) or self.name is not None or bool(self.permissions)
+
+    @property
+    def asks(self) -> bool:
+        """Whether there is somebody to ask, who wants to be asked."""
+        return not self.yes and is_terminal()
+
+    @property
+    def new_host(self) -> str:
+        """The host of an app that is not registered yet."""
+        return self.host or config.GITHUB
+
+
+@dataclass(frozen=True, slots=True)
+class Bot:
+    """An app that is registered, and what GitHub says of it."""
+
+    known: App
+    html_url: str
+    installations: Sequence[Mapping[str, Any]] = ()
+    by_browser: bool = False
+    """Whether a browser could be opened for it a moment ago."""
+
+
+@click.command(short_help="The guided way: from nothing to git push.")
+@click.option("--create", is_flag=True, help="Create an app, in the browser.")
+@click.option("--org", default="", metavar="ORG", help="Create it for an organisation, not for yourself.")
+@click.option("--name", metavar="NAME", help="What the new app is to be called.")
+@click.option(
+    "--permission",
+    "permissions",
+    multiple=True,
+    callback=parse_permissions,
+    metavar="K=V",
+    help="For the new app, beyond contents=write.",
+)
+@click.option("--no-browser", is_flag=True, help="Print addresses instead of opening them.")
+@click.option("--app-id", type=click.IntRange(min=1), metavar="N", help="Import this app, by its numeric ID.")
+@click.option("--client-id", default="", metavar="ID", help="Import this app, by its client ID.")
+@click.option("--key", type=click.Path(), metavar="FILE", help="Its private key, as downloaded; - reads stdin.")
+@click.option("--delete-key-file", is_flag=True, help="Delete FILE once its key is stored.")
+@click.option("--signer", metavar="S", help="Where the key is to be: keyring (default) or file:PATH.")
+@click.option("--host", callback=check_host, help="SUB.ghe.com or your server, instead of github.com.")
+@click.option("--no-install-wait", is_flag=True, help="Do not wait until the app is installed.")
+@click.option(
+    "--wait",
+    default="10m",
+    show_default=True,
+    callback=app_create.parse_wait,
+    metavar="TIME",
+    help="For the browser, and then for the installation.",
+)
+@click.option("--owners/--all", "by_owner", default=None, help="git asks for those owners, or for all of the host.")
+@click.option("--identity/--no-identity", default=None, help="Commit as the bot in those owners' repositories.")
+@click.option("--no-git", is_flag=True, help="Leave git's configuration alone.")
+@click.option("--no-network", is_flag=True, help="Do not keep this shell's proxy and CA.")
+@click.option("--service/--no-service", default=None, help="Have systemd start the daemon (where it runs).")
+@click.option("--no-doctor", is_flag=True, help="Do not check at the end.")
+@click.option("--yes", is_flag=True, help="Ask nothing; take the defaults.")
+@click.pass_context
+def setup(ctx: click.Context, /, **given: Any) -> int:
+    """Set everything up, step by step; run it again at any time.
+
+    The app (created in the browser, or imported), its installation, git, the
+    daemon's service, and a check of all that. What is done already is skipped.
+    Every answer can be an option; --yes takes the defaults for the rest. The
+    steps are commands, too: app create, app add, setup-git, daemon install,
+    doctor.
+
+    \b
+    Examples:
+      ghapp setup
+      ghapp setup --yes --app-id 4242 --key acme-bot.pem
+    """
+    answers = Answers(**given)
+    registered = _registered(answers)
+    _check(answers, registered)
+    _check_machine(answers)
+    try:
+        return _walk(ctx, answers, registered)
+    except (click.Abort, KeyboardInterrupt):
+        say("")
+        say_error("interrupted; what is done stays")
+        hint(f"{AGAIN} goes on from here")
+        return 130
+    except GhappError as error:
+        say_error(str(error))
+        hint(error.hint)
+        if AGAIN not in error.hint:
+            hint(f"then {AGAIN} goes on from here")
+        return 2 if error.code == UsageError.code else 1
+
+
+def is_terminal() -> bool:
+    """Tell whether there is somebody to ask."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _registered(answers: Answers) -> list[App]:
+    """Return the apps that are meant, of those that are registered."""
+    return [
+        app
+        for app in config.load(config.config_file()).apps
+        if answers.host in {None, app.host}
+        and answers.app_id in {None, app.app_id}
+        and answers.client_id in {"", app.client_id}
+    ]
+
+
+def _check(answers: Answers, registered: Sequence[App]) -> None:
+    """Find out what is wrong before anything is done. Raises `click.UsageError` and `GhappError`."""
+    if answers.wants_new and answers.wants_import:
+        raise click.UsageError("--app-id, --client-id and --key import an app; they do not go with a new one")
+    if answers.app_id is not None and answers.client_id:
+        raise click.UsageError("give --client-id or --app-id, one of them")
+    if answers.no_git and (answers.by_owner is not None or answers.identity):
+        raise click.UsageError("--no-git does not go with --owners, --all and --identity")
+    has_app = bool(registered) or answers.wants_new or answers.names_an_app
+    if not has_app and not is_terminal():
+        raise UsageError(
+            "which app? there is no terminal to ask on", hint=f"{AGAIN} --yes --app-id N --key FILE, or --create"
+        )
+    if answers.key is not None and not answers.names_an_app and not answers.asks:
+        raise click.UsageError("--key goes with --app-id or --client-id")
+    missing = [
+        option
+        for option, given in (
+            ("--owners or --all", answers.by_owner),
+            ("--identity or --no-identity", answers.identity),
+        )
+        if given is None and not answers.no_git
+    ]
+    if missing and not answers.yes and not is_terminal():
+        raise UsageError(
+            f"there is no terminal to ask on; give {', and '.join(missing)}", hint=f"{AGAIN} --yes takes the defaults"
+        )
+
+
+def _check_machine(answers: Answers) -> None:
+    """Find out what would stop a later step. Raises `GhappError`."""
+    if autostart.is_throw_away(sys.prefix):
+        raise DaemonFailed(f"{sys.prefix} lies in a throw-away cache", hint="uv tool install ghapp")
+    for check in git_checks.check_version(checks.here()):
+        if check.status == checks.FAIL:
+            raise GitConfigFailed(check.message, hint=check.hint)
+    if not answers.no_git:
+        gitconfig.installed_helper()
+
+
+def _walk(ctx: click.Context, answers: Answers, registered: Sequence[App]) -> int:
+    if is_terminal():
+        for line in INTRODUCTION:
+            say(line)
+    if not answers.no_network:
+        _keep_network()
+    bots = _take_registered(answers, registered) or [_new_bot(answers)]
+    installations = _installations(answers, bots)
+    _git(answers, installations)
+    _daemon(ctx, answers)
+    repository = _first_repository(installations)
+    status = 0 if answers.no_doctor else _prove(ctx, repository)
+    if status == 0 and installations and not answers.no_git:
+        entry = installations[0]
+        hint(f"git clone https://{entry['host']}/{repository or entry['account'] + '/REPOSITORY'}")
+    return status
+
+
+# The way to GitHub
+
+
+def _keep_network() -> None:
+    """Write the proxy and the CA of this shell down: the daemon may be started where nobody has set them."""
+    # Imported here: this costs a quarter of a second, which --help and wrong usage need not pay.
+    from ghapp.network import is_inherited, network_from  # noqa: PLC0415  # as said
+
+    found = network_from(os.environ, config.load(config.config_file()).network)
+    keep: dict[str, str] = {}
+    if found.proxy and is_inherited(found.proxy_origin):
+        if "@" in found.proxy:
+            warn(f"the proxy in {found.proxy_origin} has a password, which setup does not write down")
+            hint(f"the daemon knows it where a shell that has it starts it; or edit {config.config_file()}")
+        else:
+            keep["proxy"] = found.proxy
+            keep |= {"no_proxy": found.no_proxy} if found.no_proxy else {}
+    if found.ca_origin and is_inherited(found.ca_origin):
+        keep |= {
+            key: value for key, value in (("ca_file", found.ca_file), ("ca_directory", found.ca_directory)) if value
+        }
+    if not keep:
+        return
+    config.edit(config.config_file(), lambda document: document.setdefault("network", {}).update(keep))
+    call_if_running("reload")
+    say(f"0. The way to GitHub: {' and '.join(keep)} of this shell, kept in {config.config_file()}")
+
+
+# The app
+
+
+def _take_registered(answers: Answers, registered: Sequence[App]) -> list[Bot]:
+    """Ask GitHub about the apps that are registered; none where there is none, or a new key was given for it."""
+    bots, problems = [], []
+    for app in registered:
+        try:
+            found = app_commands.verify_app(app)
+        except GhappError as error:
+            problems.append((app, error))
+        else:
+            bots.append(Bot(app, found["html_url"], _served(app, found["installations"])))
+    if problems and not bots and not (answers.wants_import and problems[0][1].code in _ANOTHER_KEY_HELPS):
+        raise problems[0][1]
+    for app, problem in problems:
+        warn(f"{app.name}: {problem}")
+        hint(problem.hint)
+    if bots:
+        say(f"1. The app: {', '.join(bot.known.name for bot in bots)} is registered, and GitHub accepts its key")
+    if bots and answers.wants_new:
+        hint("ghapp app create makes another")
+    return bots
+
+
+def _served(app: App, installations: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the installations that the app answers for, as `call("installations")` tells them."""
+    return [
+        {**entry, "host": app.host, "app": app.name}
+        for entry in installations
+        if app.serves(app.host, str(entry["account"]))
+    ]
+
+
+def _new_bot(answers: Answers) -> Bot:
+    say("1. The app: who the bot is")
+    creates = answers.wants_new
+    if answers.asks and not creates and not answers.wants_import:
+        question = "Create an app in the browser, or import one that there is?"
+        creates = _choose(question, ("create", "import"), "create") == "create"
+    elif not answers.wants_import:
+        creates = True
+    return _create(answers) if creates else _import(answers)
+
+
+def _create(answers: Answers) -> Bot:
+    organization = answers.org
+    if answers.asks and not organization:
+        organization = _ask("Whose? Enter for yours, or an organisation's name", _read_organization)
+    draft = app_create.new_draft(answers.name, organization, answers.new_host, answers.permissions)
+    place = _place(answers, draft.name, is_new=True)
+    created = app_create.create_app(draft, place, browser=not answers.no_browser, limit=answers.wait)
+    report = created.report()
+    created.registered = replace(created.registered, pem=b"")  # stored; the wait may be long
+    assert created.known is not None  # noqa: S101  # for mypy
+    app_commands.report_configured(created.known)
+    click.echo(f"fingerprint  {report['fingerprint']}")
+    if created.interrupted:
+        raise click.Abort
+    return Bot(created.known, created.registered.html_url, by_browser=created.by_browser)
+
+
+def _read_organization(text: str) -> str:
+    return check_organization(text) if text else ""
+
+
+def _import(answers: Answers) -> Bot:
+    app_id, client_id, key = answers.app_id, answers.client_id, answers.key
+    while True:
+        if answers.asks and not answers.names_an_app:
+            app_id, client_id = _ask("App ID or client ID, from its page on GitHub", _read_issuer, default=None)
+        if answers.asks and answers.key is None and not (answers.signer or "").startswith("file:"):
+            key = _ask("Its private key, the .pem downloaded there", _read_file, default=_downloaded())
+        try:
+            signer = answers.signer or _place(answers, client_id or str(app_id), is_new=False).reference
+            found, known = app_commands.add_app(
+                client_id=client_id,
+                app_id=app_id,
+                key=key,
+                signer=signer,
+                host=answers.new_host,
+                delete_key_file=answers.delete_key_file,
+            )
+        except GhappError as error:
+            if not answers.asks or (answers.names_an_app and answers.key is not None):
+                raise
+            say_error(str(error))
+            hint(error.hint)
+            continue
+        app_commands.report_configured(known)
+        click.echo(f"fingerprint  {found['fingerprint']}")
+        if not answers.delete_key_file:
+            app_commands.hint_at_copy(key, known)
+        return Bot(known, found["html_url"], _served(known, found["installations"]))
+
+
+def _read_issuer(text: str) -> tuple[int | None, str]:
+    if text.isdecimal() and int(text):
+        return int(text), ""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]+", text):
+        raise click.UsageError(f"{text!r} is neither a number nor a client ID such as Iv23li…")
+    return None, text
+
+
+def _read_file(text: str) -> str:
+    path = Path(text.strip("'\"")).expanduser()  # terminals quote what is dropped on them
+    if not path.is_file():
+        raise click.UsageError(f"there is no file {path}")
+    return str(path)
+
+
+def _downloaded() -> str | None:
+    """Return the key that was downloaded last, by the name that GitHub gives them."""
+    found = [path for path in Path("~/Downloads").expanduser().glob("*.private-key.pem") if path.is_file()]
+    return str(max(found, key=lambda path: path.stat().st_mtime)) if found else None
+
+
+def _place(answers: Answers, stem: str, *, is_new: bool) -> KeyPlace:
+    """Return where the key goes: into the keyring, and only where that cannot be into a file that somebody named."""
+    store = KeyStore(config.load(config.config_file()).keyring_backend)
+    place = app_create.key_place(answers.signer, store)
+    file = config.config_dir() / "keys" / f"{stem}.pem"
+    while place.reference == "keyring":
+        try:
+            place.check(answers.new_host)
+        except KeyUnavailable as error:
+            if not answers.asks:
+                raise type(error)(error.message, hint=f"{AGAIN} --signer file:{file}") from None
+            say(f"The key cannot go into the keyring: {error}.")
+            default = str(file) if error.code == KeyringAbsent.code else "keyring"
+        else:
+            return place
+        question = "A file for it, which you alone can read; or keyring, to try again"
+
+        def read(text: str) -> KeyPlace:
+            signer = "keyring" if text == "keyring" else f"file:{text.removeprefix('file:')}"
+            chosen = app_create.key_place(signer, store)
+            if is_new and signer != "keyring":
+                chosen.check(answers.new_host)
+            return chosen
+
+        place = _ask(question, read, default=default)
+    return place
+
+
+# Where it is installed
+
+
+def _installations(answers: Answers, bots: Sequence[Bot]) -> list[Mapping[str, Any]]:
+    found = [entry for bot in bots for entry in bot.installations]
+    if found:
+        say(f"2. The installation: {_described(found)}")
+        return found
+    bot, *_ = bots
+    link = f"{bot.html_url}/installations/new"
+    say("2. The installation: which repositories the bot may reach")
+    say(f"   choose them there: {link}")
+    if not answers.no_install_wait:
+        if not answers.no_browser and (bot.by_browser or (is_terminal() and app_create.can_open_browser(os.environ))):
+            app_create.start_browser(link)
+        found = _served(bot.known, app_create.wait_for_installation(_as_created(bot), answers.wait))
+    if not found and not answers.no_git and answers.by_owner is not False:
+        raise NotInstalled(f"{bot.known.name} is not installed yet", hint=f"install it: {link}, then: {AGAIN}")
+    if found:
+        say(f"   {_described(found)}")
+    return found
+
+
+def _as_created(bot: Bot) -> Created:
+    known = bot.known
+    slug = bot.html_url.rpartition("/")[2]
+    registered = Registered(known.app_id or 0, known.client_id, slug, known.name, "", known.host, False, b"")  # noqa: FBT003  # whose it is does not matter here
+    return Created(registered, known)
+
+
+def _described(installations: Iterable[Mapping[str, Any]]) -> str:
+    places = (f"on {entry['account']} ({entry['repository_selection']} repositories)" for entry in installations)
+    return ", ".join(places)
+
+
+def _first_repository(installations: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return a repository to try, OWNER/REPO, on the host that doctor takes; None if nobody tells one."""
+    for entry in installations:
+        if entry["host"] != installations[0]["host"]:
+            continue
+        try:
+            page = call("repos", app=entry["app"], owner=entry["account"], page=1)
+        except GhappError:
+            continue
+        if page["repositories"]:
+            return str(page["repositories"][0]["repository"])
+    return None
+
+
+# git
+
+
+def _git(answers: Answers, installations: Sequence[Mapping[str, Any]]) -> None:
+    if answers.no_git:
+        return
+    owners = sorted({(str(entry["host"]), str(entry["account"])) for entry in installations})
+    names = " and ".join(owner for _, owner in owners)
+    if answers.by_owner is None and answers.identity is None and _asks_us(owners):
+        say(f"3. git: it asks ghapp for {names}")
+        return
+    say("3. git: whom it asks for a credential")
+    way = "all" if answers.by_owner is False else "owners"
+    if answers.asks and answers.by_owner is None:
+        hosts = " and ".join(sorted({host for host, _ in owners}))
+        question = f"Ask ghapp for the repositories of {names} alone, or for all of {hosts}?"
+        way = _choose(question, ("owners", "all", "skip"), "owners")
+        if way == "skip":
+            return
+    identity = bool(answers.identity)
+    if answers.identity is None and owners:
+        identity = not _has_email()
+        if answers.asks:
+            identity = _choose("Commit as the bot there?", ("yes", "no"), "yes" if identity else "no") == "yes"
+    configure(gitconfig.Scope.GLOBAL, whole_host=way == "all", identity=identity)
+
+
+def _asks_us(owners: Sequence[tuple[str, str]]) -> bool:
+    """Tell whether git asks ghapp alone for each owner already."""
+    ground = checks.here()
+    ground.owners = list(owners)
+    found = [check for check in git_checks.check_helpers(ground) if check.name.startswith("helpers")]
+    return bool(owners) and all(check.status == checks.OK for check in found)
+
+
+def _has_email() -> bool:
+    """Tell whether git knows whose commits they are; without that it refuses to commit."""
+    if os.environ.get("GIT_AUTHOR_EMAIL") or os.environ.get("EMAIL"):
+        return True
+    done = subprocess.run(("git", "config", "user.email"), capture_output=True, check=False)  # noqa: S607  # the user's git
+    return bool(done.stdout.strip())
+
+
+# The daemon, and the proof
+
+
+def _daemon(ctx: click.Context, answers: Answers) -> None:
+    by_itself = "4. The daemon: git starts it when it needs it"
+    if answers.service is False:
+        say(by_itself)
+        return
+    try:
+        service.manager()
+    except DaemonFailed:
+        if answers.service:
+            raise
+        say(by_itself)
+        return
+    if answers.service is None and len(service.installed()) == len(service.UNITS):
+        say("4. The daemon: systemd starts it")
+        return
+    say("4. The daemon: systemd starts it, and 'ghapp daemon uninstall' undoes that")
+    try:
+        ctx.invoke(daemon_commands.install, now=True)
+    except DaemonFailed as error:
+        if answers.service:
+            raise
+        warn(str(error))
+        hint(error.hint)
+
+
+def _prove(ctx: click.Context, repository: str | None) -> int:
+    say("5. The check: ghapp doctor" + (f" {repository}" if repository else ""))
+    status: int = ctx.invoke(doctor, repository=repository, fix=False, as_json=False)
+    return status
+
+
+# Questions
+
+
+def _ask(question: str, read: Callable[[str], Answer], *, default: str | None = "") -> Answer:
+    """Ask until the answer can be used; Enter takes the default. Raises `click.Abort`."""
+    while True:
+        text = click.prompt(f"   {question}", default=default, show_default=bool(default), err=True)
+        try:
+            return read(str(text).strip())
+        except (click.UsageError, GhappError) as error:
+            say_error(error.message)
+
+
+def _choose(question: str, choices: Sequence[str], default: str) -> str:
+    def read(text: str) -> str:
+        found = [choice for choice in choices if text and choice.startswith(text.lower())]
+        if len(found) != 1:
+            raise click.UsageError(f"the answer is one of {', '.join(choices)}")
+        return found[0]
+
+    return _ask(f"{question} ({'/'.join(choices)})", read, default=default)

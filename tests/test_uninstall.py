@@ -1,0 +1,266 @@
+"""`ghapp uninstall`: everything out again, and nothing else."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from command_line import Ghapp, register
+from fakes_process import end_daemon
+from fakes_systemd import Systemctl
+from standin.model import App
+from standin.server import StandIn
+
+from ghapp import config, gitconfig, paths, process
+from ghapp.cli import uninstall
+from ghapp.errors import KeyringLocked
+
+
+@pytest.fixture
+def ghapp(capsys: pytest.CaptureFixture[str]) -> Ghapp:
+    return Ghapp(capsys)
+
+
+@pytest.fixture
+def home() -> Path:
+    return Path(os.environ["HOME"])
+
+
+@pytest.fixture
+def app(github: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[App]:
+    app = github.add_app("acme-bot", {"contents": "write"})
+    github.install(app, "acme", repositories=["rocket"])
+    github.add_repository("acme/rocket")
+    for name, value in github.environment.items():
+        monkeypatch.setenv(name, value)
+    register(app, tmp_path)
+    helper = tmp_path / "bin" / gitconfig.HELPER
+    helper.parent.mkdir()
+    helper.write_text("#!/bin/sh\n")
+    helper.chmod(0o755)
+    monkeypatch.setattr("sys.argv", [str(helper.with_name("ghapp"))])
+    yield app
+    if Path(paths.runtime_dir()).exists():
+        end_daemon(Path(paths.runtime_dir()))
+
+
+def everything(directory: Path) -> dict[str, bytes | None]:
+    """Return what lies below `directory`: files with their content, directories without."""
+    found = sorted(directory.rglob("*"))
+    return {str(path.relative_to(directory)): None if path.is_dir() else path.read_bytes() for path in found}
+
+
+def test_all_of_it_goes_and_what_was_there_before_is_as_it_was(
+    ghapp: Ghapp, app: App, home: Path, github: StandIn
+) -> None:
+    (home / ".gitconfig").write_bytes(b"[user]\n\tname = Me")
+    (home / ".config" / "other").mkdir(parents=True)
+    (home / ".local" / "state").mkdir(parents=True)
+    registered = config.config_file()
+    kept = registered.read_bytes()
+    registered.unlink()
+    for path in registered.parent.iterdir():
+        path.unlink()
+    registered.parent.rmdir()
+    before = everything(home)
+    registered.parent.mkdir(mode=0o700)
+    registered.write_bytes(kept)
+    assert ghapp("setup-git", "--identity").code == 0
+    token = ghapp("token", "acme/rocket").out.strip()
+    assert process.lock_holder(paths.runtime_dir())
+    assert github.live_token(token)
+
+    done = ghapp("uninstall", "--yes")
+
+    assert (done.code, done.out) == (0, "")
+    assert everything(home) == before
+    assert github.live_token(token) is None
+    for line in (
+        f"in {home}/.gitconfig: our lines",
+        f"in {registered.parent}: config.toml",
+        "the daemon (pid ",
+        "all of it is gone",
+    ):
+        assert line in done.err
+    assert f"stays: key file {app.slug}" not in done.err
+    assert "stays: key file /" in done.err
+    assert "stays: the app acme-bot on github.com" in done.err
+    assert done.err.endswith("uninstall ghapp\n")
+
+    again = ghapp("uninstall")
+    assert (again.code, again.err.splitlines()[0]) == (0, "nothing of ghapp is set up here")
+
+
+def test_without_a_terminal_it_lists_and_needs_yes(ghapp: Ghapp, app: App, home: Path) -> None:
+    before = everything(home)
+
+    done = ghapp("uninstall")
+
+    assert done.code == 2
+    assert app.slug
+    assert f"this goes:\n  in {config.config_dir()}: config.toml" in done.err
+    assert "ghapp: error: nobody is here to confirm that (E01)\nghapp: hint: ghapp uninstall --yes\n" in done.err
+    assert everything(home) == before
+
+
+@pytest.mark.usefixtures("app")
+def test_on_a_terminal_it_asks_and_no_means_no(ghapp: Ghapp, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = everything(home)
+    asked = []
+
+    def answer_no(question: str, **_options: object) -> None:
+        asked.append(question)
+        raise click.Abort
+
+    for stream in (sys.stdin, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    monkeypatch.setattr("click.confirm", answer_no)
+
+    assert ghapp("uninstall").code == 130
+
+    assert asked == ["take all of it out?"]
+    assert everything(home) == before
+
+
+def test_what_is_not_ours_stays_and_is_named(ghapp: Ghapp, app: App) -> None:
+    theirs = config.config_dir() / f"{app.slug}.pem"
+    theirs.write_text("a key, say")
+    log = config.state_dir() / "daemon.log"
+    log.parent.mkdir(parents=True)
+    log.touch()
+    (log.parent / "grants").mkdir()
+    (log.parent / "grants" / "one").touch()
+
+    done = ghapp("uninstall", "--yes")
+
+    assert done.code == 0
+    assert list(config.config_dir().iterdir()) == [theirs]
+    assert f"stays: {config.config_dir()}, which holds something that is not ours" in done.err
+    assert not log.parent.exists()
+
+
+def test_the_systemd_units_go_after_the_tokens_were_revoked(
+    ghapp: Ghapp, app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime, binaries = tmp_path / "runtime", tmp_path / "systemctl"
+    runtime.mkdir(mode=0o700)
+    binaries.mkdir()
+    monkeypatch.delenv("GHAPP_RUNTIME_DIR")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    systemctl = Systemctl(runtime, binaries)
+    monkeypatch.setenv("PATH", systemctl.path)
+    assert ghapp("daemon", "install", "--no-start").code == 0
+    systemctl.then("exit 1")
+    assert ghapp("token", f"{app.owner.login}/rocket").code == 0  # by a daemon that systemd did not start
+    systemctl.then(f'[ -e "{runtime}/ghapp/git.sock" ] && echo alive >>"{systemctl.log}"; exit 0')
+
+    done = ghapp("uninstall", "--yes")
+
+    assert done.code == 0
+    assert "revoked 1 token" in done.err
+    assert done.err.count("systemd unit ") == 3
+    assert [line.split()[0] for line in systemctl.asked[-3:]] == ["disable", "daemon-reload", "reset-failed"]
+    assert [path for path in (config.config_dir().parent / "systemd").rglob("*") if path.is_file()] == []
+    assert not (runtime / "ghapp").exists()
+
+
+class Keyring:
+    """A keyring in memory."""
+
+    def __init__(self) -> None:
+        self.deleted: list[str] = []
+        self.locked = False
+
+    def delete(self, account: str) -> None:
+        if self.locked:
+            raise KeyringLocked("the keyring is locked", hint="ghapp unlock")
+        self.deleted.append(account)
+
+
+@pytest.fixture
+def keyring(monkeypatch: pytest.MonkeyPatch) -> Keyring:
+    keyring = Keyring()
+    monkeypatch.setattr("ghapp.cli.uninstall.KeyStore", lambda _backend: keyring)
+    table = {"name": "bot", "app_id": 7, "client_id": "Iv1", "keys": ["keyring:SHA256:a/b", "file:/k.pem"]}
+    config.put_app(config.config_file(), table)
+    return keyring
+
+
+def test_keys_in_the_keyring_go_too(ghapp: Ghapp, keyring: Keyring) -> None:
+    done = ghapp("uninstall", "--yes")
+
+    assert done.code == 0
+    assert keyring.deleted == ["github.com/7/SHA256:a/b", "github.com/Iv1/SHA256:a/b"]
+    assert "  key SHA256:a/b in the keyring\n" in done.err
+    assert "stays: key file /k.pem\n" in done.err
+
+
+def test_keys_in_the_keyring_stay_if_that_is_wished(ghapp: Ghapp, keyring: Keyring) -> None:
+    done = ghapp("uninstall", "--yes", "--keep-keys")
+
+    assert done.code == 0
+    assert keyring.deleted == []
+    assert "stays: 1 key in the keyring, service ghapp\n" in done.err
+    assert not config.config_file().exists()
+
+
+def test_a_keyring_that_refuses_keeps_the_configuration_that_names_its_keys(ghapp: Ghapp, keyring: Keyring) -> None:
+    keyring.locked = True
+
+    failed = ghapp("uninstall", "--yes")
+
+    assert failed.code == 1
+    assert "ghapp: warning: a key of bot is still in the keyring, and so the configuration stays" in failed.err
+    assert failed.err.endswith("ghapp: hint: run it again, or: ghapp uninstall --keep-keys\n")
+    assert config.config_file().exists()
+    keyring.locked = False
+    assert ghapp("uninstall", "--yes").code == 0
+    assert not config.config_file().exists()
+
+
+def test_a_broken_configuration_hides_no_keys(ghapp: Ghapp) -> None:
+    config.config_file().parent.mkdir(parents=True)
+    config.config_file().write_text("[deamon]\n")
+
+    failed = ghapp("uninstall", "--yes")
+
+    assert failed.code == 1
+    assert f"ghapp: hint: edit {config.config_file()}, or: ghapp uninstall --keep-keys\n" in failed.err
+    assert config.config_file().exists()
+    assert ghapp("uninstall", "--yes", "--keep-keys").code == 0
+    assert not config.config_file().parent.exists()
+
+
+def test_our_lines_in_a_repository_are_named_with_what_removes_them(
+    ghapp: Ghapp, app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    monkeypatch.chdir(checkout)
+    assert os.system("git init -q .") == 0  # noqa: S605  # a fixed line
+    assert ghapp("setup-git", "--local").code == 0
+
+    done = ghapp("uninstall", "--yes")
+
+    assert app.slug
+    assert "stays: our lines in git's --local configuration\nghapp: hint: ghapp setup-git --local --undo\n" in done.err
+    assert ghapp("setup-git", "--local", "--undo").code == 0
+    assert "--local" not in ghapp("uninstall").err
+
+
+@pytest.mark.parametrize(
+    ("prefix", "command"),
+    [
+        ("/home/me/.local/share/uv/tools/ghapp", "uv tool uninstall ghapp"),
+        ("/home/me/.local/share/pipx/venvs/ghapp", "pipx uninstall ghapp"),
+        ("/home/me/venv", "pip uninstall ghapp"),
+    ],
+)
+def test_the_package_is_removed_by_what_installed_it(
+    prefix: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.prefix", prefix)
+
+    assert uninstall._package_command() == command
