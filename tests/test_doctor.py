@@ -16,6 +16,7 @@ from standin.server import StandIn
 
 from ghapp import config, paths, service
 from ghapp.cli.checks import FAIL, OK, SKIP, WARN, Check, Ground, git, github, here, local
+from ghapp.routing import App as RoutedApp
 
 
 PERMISSIONS = {"contents": "write", "workflows": "write", "metadata": "read"}
@@ -349,8 +350,8 @@ def test_what_goes_past_every_helper_is_found(tmp_path: Path) -> None:
     assert found["askpass"].status == OK
 
 
-def an_app() -> "config.App":
-    return config.App("bot", "github.com", "https://api.github.com", "1", ("file:/k",), app_id=1)
+def an_app() -> RoutedApp:
+    return RoutedApp("bot", "github.com", "https://api.github.com", "1", ("file:/k",), app_id=1)
 
 
 def test_what_stands_in_the_environment_is_taken_out_there(tmp_path: Path) -> None:
