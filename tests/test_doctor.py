@@ -199,6 +199,7 @@ async def test_a_proxy_that_this_shell_does_not_have_is_told(
     assert fine.status == OK
     assert "(HTTPS_PROXY)" in fine.message
 
+    ground = await on_solid_ground()
     other = Ground({**ground.env, "HTTPS_PROXY": "", "SSL_CERT_FILE": ""}, ground.cwd, status=ground.status)
     status = dict(ground.status or {})
     (check,) = local.check_proxy(other)
@@ -292,8 +293,11 @@ async def test_a_suspended_installation_and_one_that_is_nowhere_have_their_pages
 @pytest.mark.parametrize(("limit", "status"), [(30, WARN), (5000, OK)])
 async def test_few_requests_left_are_told(served: App, github: StandIn, limit: int, status: str) -> None:
     github.settings.primary_limit = limit
-    for _ in range(15):  # of two requests
-        found = {check.name: check for check in await looked(github_checks, await on_solid_ground())}
+    ground = await on_solid_ground()
+    for _ in range(14):  # of two requests
+        await looked(github_checks, ground)
+
+    found = {check.name: check for check in await looked(github_checks, ground)}
 
     assert found[f"rate-limit {served.slug}"].status == status
 

@@ -1,5 +1,6 @@
 """What is on this machine: our configuration, our directories, the daemon, its unit."""
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator
@@ -135,6 +136,9 @@ def check_state(ground: Ground) -> Iterator[Check]:  # noqa: ARG001  # as every 
 def check_proxy(ground: Ground) -> Iterator[Check]:
     """Say where proxy and CA come from, and whether the daemon's are those of this shell."""
     network = (ground.status or {}).get("network")
+    if network is None and ground.status is not None:  # a daemon that has just started had not imported it yet
+        with contextlib.suppress(GhappError):
+            network = call("status").get("network")
     if network is None:
         yield Check("network", SKIP, "no daemon to ask")
         return
