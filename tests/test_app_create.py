@@ -171,7 +171,7 @@ def told(tmp_path: Path) -> Path:
 def browser(tmp_path: Path, told: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A browser that notes its URL; the test goes there."""
     script = tmp_path / "browser"
-    script.write_text(f'#!/bin/sh\necho this would spoil our stdout\necho "$1" >> {shlex.quote(str(told))}\n')
+    script.write_text(f'#!/bin/sh\necho "$1" >> {shlex.quote(str(told))}\n')
     script.chmod(0o700)
     monkeypatch.setenv("BROWSER", str(script))
     return script
@@ -236,7 +236,6 @@ async def test_an_app_is_created_its_key_stored_in_the_named_file_and_its_instal
         assert is_closed(run.opened())
         person.install(run.opened(2))
         found = run.json()
-        assert "this would spoil" not in run.out
         assert run.err.splitlines()[-2:] == [
             "install it: https://github.com/apps/acme-bot/installations/new",
             "ghapp: hint: ghapp setup-git",
@@ -283,6 +282,29 @@ def test_the_key_goes_into_the_keyring_by_default_and_nowhere_else(
     ]
     assert "ghapp: hint: once it is installed: ghapp setup-git" in run.err
     assert not [path for path in tmp_path.rglob("*.pem") if path.parent.name != "github"]
+
+
+@pytest.mark.usefixtures("browser")
+def test_in_the_main_thread_where_ctrl_c_is_ours_all_goes_the_same_way(
+    person: Person, keyring: Keyring, told: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def look_and_go() -> None:
+        eventually(lambda: told.exists() and told.read_text().endswith("\n"))
+        person.go(told.read_text().strip())
+
+    keyring.fails = lambda account: not account.endswith("probe") and len(keyring.written) < 3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", Terminal("\n"))
+        patch.setattr(sys, "stderr", Terminal())
+        somebody = threading.Thread(target=look_and_go)
+        somebody.start()
+        code = cli.run(["app", "create", "acme-bot", "--no-install-wait"])
+        somebody.join()
+
+    assert code == 0
+    assert "app          acme-bot\n" in capsys.readouterr().out
+    assert len(keyring.written) == 3  # the probe, the failure, and the second try
+    assert configured() == ["acme-bot"]
 
 
 @pytest.mark.usefixtures("browser", "keyring")
@@ -416,7 +438,7 @@ def test_a_foreign_host_is_refused_and_named_and_the_flow_goes_on(start: Callabl
     person.go(url)
 
     assert run.done() == 0
-    assert run.err.count("warning: a request of evil.example for the local page was refused (E63)") == 1
+    assert "warning: refused for the local page: 2 requests of evil.example (E63)\n" in run.err
 
 
 @pytest.mark.usefixtures("browser")
@@ -761,6 +783,12 @@ def test_wrong_usage_is_2_and_opens_nothing(capsys: pytest.CaptureFixture[str], 
     error, hint = capsys.readouterr().err.splitlines()
     assert error.startswith("ghapp: error: ")
     assert hint.startswith("ghapp: hint: ghapp app create")
+
+
+def test_an_interpreter_that_is_gone_opens_no_browser(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/gone/python")
+
+    assert asyncio.run(app_create._open_browser("http://127.0.0.1/")) is False
 
 
 def test_a_user_without_a_name_gets_an_app_with_one(monkeypatch: pytest.MonkeyPatch) -> None:

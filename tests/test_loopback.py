@@ -21,7 +21,7 @@ from ghapp.errors import (
     Rebound,
     StateMismatch,
 )
-from ghapp.loopback import MAX_CONNECTIONS, MAX_HEAD, Loopback, Malformed, parse_head, uid_of
+from ghapp.loopback import MAX_CONNECTIONS, MAX_HEAD, MAX_NAMES, Loopback, Malformed, parse_head, uid_of
 
 
 SOON = 5.0
@@ -190,8 +190,16 @@ async def test_a_foreign_host_is_refused_counted_and_learns_nothing(loopback: Lo
     assert "(E63)" in reply.text
     assert loopback.state not in reply.text
     assert loopback.url.rpartition("/")[2] not in reply.text
-    assert loopback.foreign == [name]
+    assert loopback.foreign == {name: 1}
     assert (await get(loopback, loopback.url)).status == 200  # and whoever did that has not ended it
+
+
+async def test_of_those_who_were_refused_some_are_named_and_all_are_counted(loopback: Loopback) -> None:
+    for number in range(MAX_NAMES + 5):
+        await get(loopback, "/", f"evil{number}.example")
+
+    assert len(loopback.foreign) == MAX_NAMES + 1
+    assert loopback.foreign["others"] == 5
 
 
 @pytest.mark.parametrize("host", ["localhost:{port}", "127.0.0.1:{other}", "[::1]:{port}", "LOCALHOST"])
@@ -226,7 +234,7 @@ async def test_another_user_of_this_machine_is_refused(uid: int | None, status: 
 
         assert reply.status == status
         assert (loopback.state in reply.text) == (status == 200)
-        assert loopback.foreign == ([] if status == 200 else [f"user {uid}"])
+        assert loopback.foreign == ({} if status == 200 else {f"user {uid}": 1})
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="the kernel tells it in /proc/net/tcp, on Linux")

@@ -19,6 +19,7 @@ import re
 import secrets
 import socket
 import sys
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ MAX_HEAD = 16 * 1024  # bytes; browsers send 1 KB, and cookies of other servers 
 HEAD_LIMIT = 10.0  # seconds to send a request: browsers open connections that they may need later
 WRITE_LIMIT = 5.0
 MAX_CONNECTIONS = 32  # browsers open up to six; beyond that the oldest that has asked for nothing is dropped
+MAX_NAMES = 20  # of those who were refused; whoever rebinds names has many
 LAST_WORDS = 2.0  # seconds for a page that is being written when the wait is over
 
 _ADDRESS = "127.0.0.1"  # not "localhost": that is ::1 first on some systems, and RFC 8252 advises against it
@@ -123,8 +125,8 @@ class Loopback:
     ) -> None:
         """`form` makes the page from the state and from the URL that GitHub is to send the browser to."""
         self.state = secrets.token_urlsafe(32)
-        self.foreign: list[str] = []
-        """Who was refused: the names under which we were asked, and the other users."""
+        self.foreign: Counter[str] = Counter()
+        """Who was refused, and how often: the names under which we were asked, and the other users."""
         self._form = form
         self._owner_of = owner_of
         self._head_limit = head_limit
@@ -268,13 +270,13 @@ class Loopback:
     def _refuse(self, request: Request, client: tuple[str, int], *, knows_path: bool) -> Page | None:
         uid = self._owner_of(client, (_ADDRESS, self._port))
         if uid not in {None, 0, os.geteuid()}:  # root: a relay, such as that of WSL; and root could do anything
-            self.foreign.append(f"user {uid}")
+            self._count(f"user {uid}")
             error: GhappError = ForeignRequest(f"user {uid} asked for a page of user {os.geteuid()}", hint=_SAME_USER)
             return page.failure(error, status=HTTPStatus.FORBIDDEN, title="This page is another user's")
         if request.host == self._authority:
             return None
         name = printable(request.host)[:100]
-        self.foreign.append(name)
+        self._count(name)
         if knows_path and not _HERE.fullmatch(request.host):
             error = Rebound(f"a page of {name} knows the path of the page on this machine", hint=_AGAIN)
             self.fail(error)
@@ -284,6 +286,10 @@ class Loopback:
             )
         # Not 421, which means just this: Chromium would ask a second time.
         return page.failure(error, status=HTTPStatus.FORBIDDEN, title="This page has another address")
+
+    def _count(self, name: str) -> None:
+        known = name in self.foreign or len(self.foreign) < MAX_NAMES
+        self.foreign[name if known else "others"] += 1
 
     async def _answer_callback(self, request: Request) -> Page:
         if self._code.done():

@@ -106,7 +106,7 @@ class Create:
     def __init__(self, machine: Machine, arguments: tuple[str, ...]) -> None:
         self._told = machine.home.parent / "told"
         script = machine.home.parent / "browser"
-        script.write_text(f'#!/bin/sh\necho "$1" >> {shlex.quote(str(self._told))}\n')
+        script.write_text(f'#!/bin/sh\necho spoilt; echo spoilt >&2; echo "$1" >> {shlex.quote(str(self._told))}\n')
         script.chmod(0o700)
         self.process = subprocess.Popen(
             ["ghapp", "app", "create", *arguments],
@@ -246,6 +246,7 @@ def test_from_the_page_to_the_first_clone_by_keyboard_alone(
     out, err = run.done()
 
     assert "installed    on acme (selected repositories)" in out
+    assert "spoilt" not in out + err  # browsers print
     assert err.endswith("ghapp: hint: ghapp setup-git\n")
     assert run.is_gone()
     (app,) = machine.github.apps.values()
@@ -338,7 +339,7 @@ def test_a_second_use_of_the_code_and_a_foreign_host_change_nothing(
     page.wait_for_selector("h1.good")
 
     _, err = run.done()
-    assert "warning: a request of evil.example" in err
+    assert "warning: refused for the local page: 1 request of evil.example" in err
     assert run.is_gone()
     assert len(machine.github.apps) == 1
 

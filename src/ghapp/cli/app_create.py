@@ -27,7 +27,7 @@ from ghapp import autostart, config, page
 from ghapp.cli.daemon_client import call, call_if_running
 from ghapp.cli.host import check_host
 from ghapp.cli.key_import import Stored, store_pem_in_file, store_pem_in_keyring
-from ghapp.cli.output import hint, json_option, print_json, say, say_error, warn
+from ghapp.cli.output import counted, hint, json_option, print_json, say, say_error, warn
 from ghapp.cli.token import parse_permissions
 from ghapp.errors import AppRejected, GhappError, KeyLost, KeyUnavailable, RateLimited, UsageError
 from ghapp.keystore import KeyStore
@@ -222,12 +222,15 @@ def create(
 def new_draft(name: str | None, org: str, host: str, permissions: Mapping[str, str]) -> Draft:
     """Return the app that is wanted. Raises `UsageError`."""
     organization = check_organization(org) if org else ""
+    chosen = name if name is not None else default_name(organization or _user("my"), secrets.token_hex(2))
+    return Draft(check_name(chosen), host, organization, {**DEFAULT_PERMISSIONS, **permissions})
+
+
+def _user(otherwise: str) -> str:
     try:
-        owner = organization or getpass.getuser()
+        return getpass.getuser()
     except (KeyError, OSError):  # a user without a name
-        owner = "my"
-    chosen = check_name(name) if name is not None else default_name(owner, secrets.token_hex(2))
-    return Draft(chosen, host, organization, {**DEFAULT_PERMISSIONS, **permissions})
+        return otherwise
 
 
 def create_app(draft: Draft, place: KeyPlace, *, browser: bool = True, limit: float = LIMIT) -> Created:
@@ -331,8 +334,8 @@ class _Flow:
             finally:
                 helper.cancel()
                 await asyncio.gather(helper, return_exceptions=True)
-                for name in dict.fromkeys(loopback.foreign):
-                    warn(f"a request of {name} for the local page was refused (E63)")
+                for name, times in loopback.foreign.items():
+                    warn(f"refused for the local page: {counted(times, 'request')} of {name} (E63)")
             created = await self._land(loopback, code)
             created.by_browser = self._opened
             return created
@@ -389,7 +392,7 @@ class _Flow:
         if len(connection) == 4:  # noqa: PLR2004  # both ends' address and port
             port = "" if connection[3] == "22" else f"-p {connection[3]} "
             forward = f"-L {loopback.port}:127.0.0.1:{loopback.port}"
-            say(f"from another machine, run there first: ssh {port}{forward} {getpass.getuser()}@{connection[2]}")
+            say(f"from another machine, run there first: ssh {port}{forward} {_user('USER')}@{connection[2]}")
         say("if the browser cannot come back here, paste the address that it stopped at and press Enter")
         async for line in _lines_of_stdin():
             try:
@@ -460,14 +463,18 @@ def start_browser(url: str, on_end: Callable[[int], object] = bool) -> None:
     The child hears the URL on its stdin; what the browser gets as an argument, others can see for a moment.
     `ghapp.loopback` says why that does no harm.
     """
-    child = subprocess.Popen(  # noqa: S603  # our own interpreter
-        [*autostart.interpreter(), "-c", _OPEN],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd="/",
-        start_new_session=True,
-    )
+    try:
+        child = subprocess.Popen(  # noqa: S603  # our own interpreter
+            [*autostart.interpreter(), "-c", _OPEN],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            start_new_session=True,
+        )
+    except OSError:  # an upgrade has just taken it away
+        on_end(1)
+        return
 
     def wait() -> None:
         with contextlib.suppress(BrokenPipeError):
