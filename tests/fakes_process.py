@@ -181,7 +181,7 @@ def holding_lock(directory: Path, script: str = "") -> Iterator["subprocess.Pope
         "print('held', flush=True)\n"
         "while True: signal.pause()\n"
     )
-    command = [sys.executable, "-c", program, "looks like ghapp"]
+    command = [sys.executable, "-c", program, "-m", "ghapp.daemon"]
     holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     try:

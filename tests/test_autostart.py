@@ -176,6 +176,46 @@ def test_a_starter_that_does_not_finish_is_waited_for_until_the_deadline(directo
             autostart.ensure(paths.git_socket(), deadline=0.1)
 
 
+def test_a_starter_that_is_stopped_does_not_keep_the_others_from_starting(directory: Path) -> None:
+    directory.mkdir(mode=0o700)
+    with autostart._spawn_lock(paths.git_socket()) as lock:
+        assert lock is not None
+        autostart.ensure(paths.git_socket(), patience=0.1)
+
+    assert process.complete(str(directory))
+
+
+def test_a_daemon_that_is_killed_while_it_starts_is_started_once_more(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory.mkdir(mode=0o700)
+    python = tmp_path / "python"  # the first to start is killed
+    python.write_text(
+        f"#!/bin/sh\nif [ ! -e {tmp_path}/killed ]; then touch {tmp_path}/killed; kill -9 $$; fi\n"
+        f'exec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+
+    autostart.ensure(paths.git_socket())
+
+    assert (tmp_path / "killed").exists()
+    assert process.complete(str(directory))
+
+
+def test_a_daemon_that_dies_at_every_start_is_an_error(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory.mkdir(mode=0o700)
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nkill -9 $$\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+
+    with pytest.raises(OSError, match="the daemon died while it started"):
+        autostart.ensure(paths.git_socket())
+
+
 def test_a_daemon_that_takes_too_long_is_an_error(directory: Path) -> None:
     directory.mkdir(mode=0o700)
     with pytest.raises(OSError, match="did not start in time"):
@@ -308,9 +348,10 @@ def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Syste
 def test_with_our_unit_and_a_user_manager_systemd_starts_the_daemon(systemctl: Systemctl) -> None:
     interpreter = " ".join(autostart.interpreter())
     systemctl.then(
-        f'unset GHAPP_RUNTIME_DIR; echo "$PWD $GH_TOKEN" >>"{systemctl.log}.seen"; {interpreter} -m ghapp.daemon --detach'
+        f'unset GHAPP_RUNTIME_DIR; echo "$PWD $GH_TOKEN" >>"{systemctl.log}.seen"\n'
+        f"{interpreter} -m ghapp.daemon --detach"
     )
-    os.environ["GH_TOKEN"] = "must not be seen"
+    os.environ["GH_TOKEN"] = "must not be seen"  # noqa: S105  # nor is it one
 
     try:
         autostart.ensure(paths.git_socket())

@@ -49,7 +49,7 @@ async def test_a_method_is_called_by_name() -> None:
     assert await ask(request("double", params={"value": 4})) == {"jsonrpc": "2.0", "id": 7, "result": 8}
 
 
-@pytest.mark.parametrize("line", [b"{", b"\xff", b"[" * 100_000, b"9" * 5000])
+@pytest.mark.parametrize("line", [b"{", b'{"id": NaN}', b"\xff", b"[" * 100_000, b"9" * 5000])
 async def test_what_is_not_json_is_32700(line: bytes) -> None:
     answer = await ask(line)
 

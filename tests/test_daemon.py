@@ -238,6 +238,17 @@ async def test_one_that_was_replaced_by_another_version_answers_and_ends_without
     assert github.live_token(first) is not None
 
 
+@pytest.mark.usefixtures("app")
+@pytest.mark.parametrize("method", ["verify_app", "verify_key"])
+@pytest.mark.parametrize("api", ["http://127.0.0.1:9", "https://x@github.example/", "ftp://x", ""])
+async def test_an_api_without_tls_gets_no_jwt(directory: Path, method: str, api: str) -> None:
+    signer = f"file:{config.config_dir() / 'key.pem'}"
+    async with running(directory):
+        answer = await call(directory, method, host="github.com", api=api, signer=signer, app_id=1)
+
+    assert answer["error"]["data"]["code"] == "E01"
+
+
 LATE_IMPORTS = """
 import asyncio, json, sys
 from pathlib import Path

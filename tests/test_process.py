@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,10 +115,13 @@ def test_a_holder_that_starts_is_not_killed(directory: Path, monkeypatch: pytest
         assert holder.poll() is None
 
 
-def test_a_process_that_is_no_daemon_of_ours_is_left_alone(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["sleep", "vim notes-on-ghapp.daemon", "ghapp"])
+def test_a_process_that_is_no_daemon_of_ours_is_left_alone(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.setattr(process, "START_PATIENCE", 0.2)
     monkeypatch.setattr(process, "PATIENCE", 0.05)
-    with subprocess.Popen(["sleep", "60"]) as stranger:
+    with subprocess.Popen([name, "60"], executable=shutil.which("sleep")) as stranger:
         with holding_lock(directory, f"os.pwrite(lock, b'{stranger.pid}', 0)"), pytest.raises(OSError, match="E41"):
             process.take_lock(str(directory))
         assert stranger.poll() is None
@@ -184,6 +188,13 @@ def test_a_daemon_whose_lock_file_was_removed_is_ended(directory: Path) -> None:
 def test_a_listener_that_names_a_stranger_is_left_alone(directory: Path) -> None:
     with listener(directory / "s", saying(b"pid=1\nghapp=1\n")):
         process.free_path(str(directory / "s"))
+
+
+@pytest.mark.parametrize("pid", ["abc", "-1", "9" * 30])
+def test_a_listener_whose_pid_makes_no_sense_is_foreign_and_no_failure(directory: Path, pid: str) -> None:
+    path = f"{directory}/git.sock"
+    with listener(path, saying(f"version=1\npid={pid}\nghapp=1\n".encode())):
+        assert process.free_path(path)
 
 
 def test_the_end_of_a_process_is_seen_also_before_anybody_asked_how() -> None:

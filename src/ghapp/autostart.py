@@ -19,6 +19,8 @@ from ghapp import client
 
 
 START_LIMIT = 20.0  # seconds; it takes 0.2 on an idle machine
+STARTER_PATIENCE = 10.0  # seconds for another starter, which may be stopped by ^Z; half as much again, not all at once
+DIED = b"the daemon died while it started (E41)"
 _RETRY = 0.02  # seconds between looks at a lock that another starter holds
 
 # What the daemon may see. Everything else stays out by construction: PYTHON*, LD_*, OPENSSL_CONF (loads code),
@@ -48,6 +50,10 @@ _ALLOWED = frozenset(
 )
 _ALLOWED_PREFIXES = ("GHAPP_", "LC_", "XDG_")
 _PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
+
+
+class DiedError(OSError):
+    """The daemon, or the process that forks it, was killed before it listened."""
 
 
 def daemon_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -92,6 +98,8 @@ def start(deadline: float = START_LIMIT) -> None:
         raise OSError("the daemon did not start in time (E41)\nghapp daemon run shows why") from None
     except OSError as error:
         raise OSError(f"cannot start the daemon: {error.strerror} (E41)\nuv tool install --force ghapp") from None
+    if done.returncode < 0 or done.stderr.startswith(DIED):
+        raise DiedError(DIED.decode() + "\nghapp daemon run shows why")
     if done.returncode != 0:
         raise OSError(done.stderr.decode(errors="replace").strip() or "the daemon did not start (E41)")
 
@@ -153,21 +161,27 @@ def is_throw_away(prefix: str) -> bool:
     return False
 
 
-def ensure(path: str, *, foreign: bool = False, deadline: float = START_LIMIT) -> None:
+def ensure(
+    path: str, *, foreign: bool = False, deadline: float = START_LIMIT, patience: float = STARTER_PATIENCE
+) -> None:
     """Return when something of ours listens at `path`; raise OSError if that cannot be had within `deadline` seconds.
 
     A hundred callers start one daemon: whoever holds the spawn lock starts it, the others wait for the socket. If it
-    fails for one, it has failed for those who waited. `foreign` says that whoever listened there just now was not
-    ours, or died.
+    fails for one, it has failed for those who waited; after `patience` seconds they start it themselves. `foreign`
+    says that whoever listened there just now was not ours, or died.
     """
     end = time.monotonic() + deadline
     make_runtime_dir(os.path.dirname(path))  # noqa: PTH120  # a string in, a string out
+    alone = time.monotonic() + patience * (1 + os.urandom(1)[0] / 512)
     waited = False
     while foreign or not listens(path):
         with _spawn_lock(path) as lock:
             if lock is not None:
                 _start_once(path, lock, foreign=foreign, waited=waited, deadline=end - time.monotonic())
                 return
+        if time.monotonic() > alone:
+            start(end - time.monotonic())  # should the other one go on after all, the daemon's lock lets one in
+            return
         if time.monotonic() > end:
             raise OSError("another process is starting the daemon and does not finish (E41)")
         time.sleep(_RETRY * (0.5 + os.urandom(1)[0] / 256))  # apart from each other
@@ -187,7 +201,10 @@ def _start_once(path: str, lock: int, *, foreign: bool, waited: bool, deadline: 
     if not foreign and start_by_systemd(path, deadline):
         return
     try:
-        start(deadline)
+        try:
+            start(deadline)
+        except DiedError:
+            start(deadline)  # whoever killed it meant the one before
     except OSError as error:
         with contextlib.suppress(OSError):  # a full disk; those who waited find out for themselves
             os.pwrite(lock, str(error.args[-1]).encode(errors="replace"), 0)

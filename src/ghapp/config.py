@@ -76,6 +76,11 @@ def is_host(name: str) -> bool:
     return bool(_HOST.fullmatch(name)) and ("." in name or name.partition(":")[0] == "localhost")
 
 
+def is_api(url: str) -> bool:
+    """Tell whether `url` can be the base of an API: https, a host, and a path at most."""
+    return bool(_API.fullmatch(url))
+
+
 def api_url(host: str) -> str:
     """Return the API's base of a host: github.com, SUBDOMAIN.ghe.com, or an Enterprise Server."""
     if host == GITHUB:

@@ -39,7 +39,7 @@ class ControlServer:
     async def respond(self, line: bytes) -> bytes | None:
         """Return the answer to one request, or None for a notification (JSON-RPC 2.0, 4.1)."""
         try:
-            request = json.loads(line)
+            request = json.loads(line, parse_constant=_no_constant)
         except (ValueError, RecursionError):
             return json.dumps(_error(None, _PARSE_ERROR, "not JSON")).encode()
         if not _is_request(request):
@@ -75,6 +75,10 @@ class ControlServer:
             log.error("method %s failed: %s", name, type(error).__name__)  # noqa: TRY400  # as said
             return _error(number, _INVALID_PARAMS, "the parameters do not fit")
         return {"jsonrpc": "2.0", "id": number, "result": result}
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _is_request(request: object) -> bool:

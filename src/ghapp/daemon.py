@@ -7,6 +7,7 @@ while the first request waits for nothing else.
 import argparse
 import asyncio
 import contextlib
+import faulthandler
 import importlib
 import logging
 import os
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("ghapp.daemon")  # by name: run as a module, ours is __main__
 
 GRACE = 2.0  # seconds for requests in flight when we are told to end
+START_LIMIT = 15.0  # seconds until we listen; the lock is waited for up to 10, and starters give up after 20
 RIM = ("ghapp.git_edge", "ghapp.github", "ghapp.keystore", "ghapp.network", "ghapp.signers")
 # What libraries import at their first use. After an upgrade the files are another version's, or gone.
 BEHIND_THE_RIM = ("anyio._backends._asyncio", "certifi", "encodings.ascii", "encodings.idna", "httpcore")
@@ -189,6 +191,7 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         if self._lock is not None:
             process.mark_serving(self._lock)
+        self._watchdog.watch()
         report()
         self._notify("READY=1")
         log.info("ghapp %s serves, pid %d", VERSION, os.getpid())
@@ -196,6 +199,7 @@ class Daemon:
         self._watch_idleness()
         try:
             await self._ending.wait()
+            self._watchdog.watch()  # an end that hangs would keep the lock
             self._leave()
             await self._end(imports)
         finally:
@@ -495,6 +499,7 @@ class Daemon:
         self, host: str, api: str, signer: str, client_id: str = "", app_id: int | None = None
     ) -> dict[str, object]:
         """Ask GitHub about one key, and let go of it; of what is remembered for its app, this is newer."""
+        _check_api(api)
         await self._wait_until_ready()
         app = App("app", host, api, client_id or str(app_id), (signer,), client_id=client_id, app_id=app_id)
         issuer = self._issuer(app, afresh=True)
@@ -517,6 +522,7 @@ class Daemon:
         name: str = "app",
     ) -> dict[str, object]:
         """Ask GitHub whether id and key, or one of several, belong together, without changing anything."""
+        _check_api(api)
         await self._wait_until_ready()
         keys = tuple(signers) if signers is not None else (signer,)
         app = App(name, host, api, client_id or str(app_id), keys, client_id=client_id, app_id=app_id)
@@ -567,6 +573,12 @@ def _repository(name: str) -> Repository:
     return repository
 
 
+def _check_api(url: str) -> None:
+    """Refuse an API's base that a configuration could not name: our JWT would go there."""
+    if not config.is_api(url):
+        raise UsageError(f"{url!r} is not https://HOST or https://HOST/PATH")
+
+
 def serve(directory: str, report: Callable[[str], None]) -> int:
     """Take the lock and serve; `report` hears "" once the sockets listen, or why they cannot."""
     lock = None
@@ -591,6 +603,7 @@ def serve(directory: str, report: Callable[[str], None]) -> int:
         report(text)
         return 1
     finally:
+        faulthandler.cancel_dump_traceback_later()
         if lock is not None:
             os.close(lock)
     return 0
@@ -604,6 +617,8 @@ def main(arguments: list[str] | None = None) -> int:
     process.sanitise_descriptors()
     process.harden()
     report: Callable[[str], None] = process.detach() if detached else _report_in_the_foreground
+    # Who hangs while it starts, on a disk that does not answer, holds the lock without a pid: nobody could end it.
+    faulthandler.dump_traceback_later(START_LIMIT, exit=True, file=2)
     logs.configure(config.state_dir() if detached else None)
     logs.install_hooks()
     return serve(paths.runtime_dir(), report)

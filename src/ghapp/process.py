@@ -3,7 +3,9 @@
 import contextlib
 import ctypes
 import fcntl
+import itertools
 import os
+import re
 import resource
 import select
 import signal
@@ -140,7 +142,7 @@ def outcome(reader: int) -> tuple[int, bytes]:
         said += chunk
     if said == b"ready":
         return 0, b""
-    return 1, said or b"the daemon died while it started (E41)\nghapp daemon run shows why"
+    return 1, said or autostart.DIED + b"\nghapp daemon run shows why"
 
 
 def take_lock(directory: str, *, activated: bool = False) -> int | None:
@@ -214,7 +216,7 @@ def mark_unreachable(lock: int) -> None:
 def is_locked(directory: str) -> bool:
     """Tell whether a daemon holds the lock in `directory`, also one that starts or ends."""
     try:
-        descriptor = os.open(f"{directory}/daemon.lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(f"{directory}/daemon.lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return False
     try:
@@ -247,9 +249,17 @@ def _is_ghapp(pid: int) -> bool:
     if sys.platform != "linux":
         return True
     try:
-        return b"ghapp" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        uids = re.search(r"^Uid:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(encoding="ascii"), re.MULTILINE)
     except OSError:
         return False
+    # ``python … -m ghapp.daemon …`` or ``python …/ghapp daemon run``; not an editor of a file with our name.
+    as_module = (b"-m", b"ghapp.daemon") in itertools.pairwise(words)
+    as_command = any(
+        word.rpartition(b"/")[2] == b"ghapp" and words[number + 1 : number + 3] == [b"daemon", b"run"]
+        for number, word in enumerate(words)
+    )
+    return (as_module or as_command) and uids is not None and int(uids[1]) == os.geteuid()
 
 
 def hello(path: str, limit: float = HELLO_LIMIT) -> dict[str, str] | None:
@@ -277,7 +287,8 @@ def free_path(path: str) -> bool:
     found = hello(path)
     if found is None:
         return not autostart.listens(path)
-    pid = int(found.get("pid", "0"))
+    given = found.get("pid", "")
+    pid = int(given) if re.fullmatch(r"[0-9]{1,9}", given) else 0
     if _is_ghapp(pid):
         _send(pid, signal.SIGTERM)
     elif not found:

@@ -16,6 +16,8 @@ import pytest
 from conftest import ROOT
 from e2e.conftest import BIN, Machine
 
+import ghapp
+
 
 FRONT = BIN / "git-credential-ghapp"
 REQUEST = "protocol=https\nhost=github.com\npath=acme/rocket.git\n"
@@ -275,6 +277,53 @@ def test_a_vanished_interpreter_is_an_error_that_git_survives(
     done = machine.run(no_interpreter, "get", input=REQUEST)
 
     assert done.returncode == 0
+    assert done.stdout == ""
+    assert re.fullmatch(r"ghapp: error: .+ \(E46\)\nghapp: hint: .+\n", done.stderr)
+
+
+@pytest.fixture
+def swapped(tmp_path: Path) -> Path:
+    """A virtual environment of our own, whose package an installer may swap; the path of its front."""
+    prefix = tmp_path / "prefix"
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    packages = prefix / "lib" / version / "site-packages"
+    packages.mkdir(parents=True)
+    shutil.copytree(Path(ghapp.__file__).parent, packages / "ghapp")
+    (prefix / "bin").mkdir()
+    (prefix / "bin/python").symlink_to(Path(sys.executable).resolve())
+    (prefix / "pyvenv.cfg").write_text(f"home = {Path(sys.executable).resolve().parent}\n")
+    shutil.copy(FRONT, prefix / "bin/git-credential-ghapp")
+    return prefix / "bin/git-credential-ghapp"
+
+
+@pytest.mark.parametrize("what", ["", "client.py"])
+def test_a_package_that_is_swapped_for_another_is_waited_for(ready: Machine, swapped: Path, what: str) -> None:
+    ready.ghapp("daemon", "start")
+    (package,) = swapped.parent.parent.glob("lib/*/site-packages/ghapp")
+    target = package / what
+    away = target.with_name("away")
+    target.rename(away)
+    back = threading.Timer(0.5, lambda: away.rename(target))
+    back.start()
+
+    # Without git on PATH its own client does not answer, and ours has to.
+    done = ready.run(swapped, "get", input=REQUEST, env={"PATH": "/nonexistent"})
+    back.join()
+
+    assert done.stderr == ""
+    assert "password=" in done.stdout
+
+
+@pytest.mark.parametrize("what", ["", "client.py", "paths.py", "autostart.py"])
+def test_a_package_that_is_not_whole_is_one_line_and_no_traceback(machine: Machine, swapped: Path, what: str) -> None:
+    (package,) = swapped.parent.parent.glob("lib/*/site-packages/ghapp")
+    target = package / what
+    target.rename(target.with_name("away"))
+    if what:
+        target.write_text("def half(:\n")
+
+    done = machine.run(swapped, "get", input=REQUEST)
+
     assert done.stdout == ""
     assert re.fullmatch(r"ghapp: error: .+ \(E46\)\nghapp: hint: .+\n", done.stderr)
 

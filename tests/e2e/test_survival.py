@@ -256,6 +256,22 @@ def test_a_daemon_whose_loop_does_not_turn_is_replaced_while_git_waits(warm: Mac
     assert "most recent call first" in (warm.home / ".local/state/ghapp/daemon.log").read_text()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_daemon_that_hangs_while_it_starts_is_replaced(cold: Machine) -> None:
+    """It holds the lock, and no pid is in there: nobody could end it but itself."""
+    config = cold.home / ".config/ghapp/config.toml"
+    saved = config.read_bytes()
+    with dead_file(config) as opened:
+        first = start_git(cold, "ls-remote", ROCKET)
+        opened()
+        config.unlink()
+        config.touch(mode=0o600)
+        config.write_bytes(saved)  # the disk is back; that daemon still waits for what it asked before
+        check_next(cold, limit=45)
+        check_all([first], 45)
+
+
 @contextlib.contextmanager
 def dead_file(path: Path) -> Iterator[Callable[[], None]]:
     """Put a file that never ends to be read at `path`; the function returns once somebody reads it."""

@@ -134,7 +134,7 @@ class Bot:
 @click.option("--key", type=click.Path(), metavar="FILE", help="Its private key, as downloaded; - reads stdin.")
 @click.option("--delete-key-file", is_flag=True, help="Delete FILE once its key is stored.")
 @click.option("--signer", metavar="S", help="Where the key is to be: keyring (default) or file:PATH.")
-@click.option("--host", callback=check_host, help="SUB.ghe.com or your server, instead of github.com.")
+@click.option("--host", metavar="HOST", callback=check_host, help="SUB.ghe.com or your server, instead of github.com.")
 @click.option("--no-install-wait", is_flag=True, help="Do not wait until the app is installed.")
 @click.option(
     "--wait",
@@ -216,6 +216,8 @@ def _check(answers: Answers, registered: Sequence[App]) -> None:
         )
     if answers.key is not None and not answers.names_an_app and not answers.asks:
         raise click.UsageError("--key goes with --app-id or --client-id")
+    if not registered and answers.names_an_app and not (answers.asks or answers.key or answers.signer):
+        raise click.UsageError("give the app's key: --key FILE, or --signer file:PATH where one lies")
     missing = [
         option
         for option, given in (
@@ -355,10 +357,12 @@ def _read_organization(text: str) -> str:
 
 def _import(answers: Answers) -> Bot:
     app_id, client_id, key = answers.app_id, answers.client_id, answers.key
+    asks_id = answers.asks and not answers.names_an_app
+    asks_key = answers.asks and answers.key is None and not _lies_there(answers.signer)
     while True:
-        if answers.asks and not answers.names_an_app:
+        if asks_id:
             app_id, client_id = _ask("App ID or client ID, from its page on GitHub", _read_issuer, default=None)
-        if answers.asks and answers.key is None and not (answers.signer or "").startswith("file:"):
+        if asks_key:
             key = _ask("Its private key, the .pem downloaded there", _read_file, default=_downloaded())
         try:
             signer = answers.signer or _place(answers, client_id or str(app_id), is_new=False).reference
@@ -371,7 +375,7 @@ def _import(answers: Answers) -> Bot:
                 delete_key_file=answers.delete_key_file,
             )
         except GhappError as error:
-            if not answers.asks or (answers.names_an_app and answers.key is not None):
+            if not asks_id and not asks_key:
                 raise
             say_error(str(error))
             hint(error.hint)
@@ -381,6 +385,12 @@ def _import(answers: Answers) -> Bot:
         if not answers.delete_key_file:
             app_commands.hint_at_copy(key, known)
         return Bot(known, found["html_url"], _served(known, found["installations"]))
+
+
+def _lies_there(signer: str | None) -> bool:
+    """Tell whether `signer` names a file that holds a key already."""
+    kind, _, path = (signer or "").partition(":")
+    return kind == "file" and Path(path).expanduser().is_file()
 
 
 def _read_issuer(text: str) -> tuple[int | None, str]:
@@ -496,7 +506,7 @@ def _git(answers: Answers, installations: Sequence[Mapping[str, Any]]) -> None:
     way = "all" if answers.by_owner is False else "owners"
     if answers.asks and answers.by_owner is None:
         hosts = " and ".join(sorted({host for host, _ in owners}))
-        question = f"Ask ghapp for the repositories of {names} alone, or for all of {hosts}?"
+        question = f"Shall git ask ghapp for {names} alone, or for all of {hosts}?"
         way = _choose(question, ("owners", "all", "skip"), "owners")
         if way == "skip":
             return
