@@ -285,6 +285,7 @@ def test_nothing_is_imported_once_it_is_ready(directory: Path) -> None:
 
 async def test_a_loop_that_is_busy_is_watched_and_an_idle_one_is_not(directory: Path) -> None:
     async with running(directory) as busy:
+        busy._watchdog.stop()
         busy._watchdog._turn = 0.05
         reader, writer = await asyncio.open_unix_connection(directory / "git.sock")
         await soon(lambda: busy._watchdog._next_look is not None)

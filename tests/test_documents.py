@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 from ghapp import config, errors
-from ghapp.cli import cli
+from ghapp.cli import cli, run
 
 
 DOCUMENTS = ("README.md", "ARCHITECTURE.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md")
@@ -87,3 +87,24 @@ def test_the_configuration_of_the_readme_can_be_read(tmp_path: Path) -> None:
     found = config.load(path)
 
     assert [app.name for app in found.apps] == ["acme-bot"]
+
+
+def help_blocks() -> list[tuple[str, str]]:
+    """Return the commands whose help the README shows, and what it shows."""
+    return re.findall(
+        r"```console\n\$ (ghapp(?: [\w-]+)* --help)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
+    )
+
+
+@pytest.mark.parametrize(("command", "shown"), help_blocks(), ids=[command for command, _ in help_blocks()])
+def test_the_help_that_the_readme_shows_is_what_is_printed(
+    command: str, shown: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+
+    assert run(command.split()[1:]) == 0
+    assert shown == capsys.readouterr().out
+
+
+def test_the_readme_shows_the_help_of_ghapp_and_of_setup() -> None:
+    assert {"ghapp --help", "ghapp setup --help"} <= {command for command, _ in help_blocks()}

@@ -15,10 +15,11 @@ from command_line import Ghapp, Result, register
 from fakes_process import eventually, running
 from standin.model import App
 from standin.server import StandIn
-from test_app_create import Keyring, Person
+from test_app_create import Person
 
-from ghapp import cli, config, paths
+from ghapp import config, paths, routing
 from ghapp.cli import app_create
+from ghapp.manifest import Registered
 
 
 PERMISSIONS = {"contents": "write", "workflows": "write", "metadata": "read"}
@@ -35,7 +36,7 @@ class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
 
-    def readline(self, _size: int | None = -1, /) -> str:
+    def readline(self, _size: int | None = -1, /) -> str:  # type: ignore[override]  # as StringIO's own
         if not self.lines:
             return ""
         line = self.lines.pop(0)
@@ -49,7 +50,7 @@ class Shown(io.StringIO):
         return True
 
 
-class Person_:
+class Guided:
     """`ghapp setup` at a terminal."""
 
     def __init__(self, ghapp: Ghapp, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,8 +73,8 @@ def ghapp(capsys: pytest.CaptureFixture[str]) -> Ghapp:
 
 
 @pytest.fixture
-def person(ghapp: Ghapp, monkeypatch: pytest.MonkeyPatch) -> Person_:
-    return Person_(ghapp, monkeypatch)
+def guided(ghapp: Ghapp, monkeypatch: pytest.MonkeyPatch) -> Guided:
+    return Guided(ghapp, monkeypatch)
 
 
 @pytest.fixture(autouse=True)
@@ -176,6 +177,7 @@ def test_without_a_terminal_what_is_not_told_is_wrong_usage(ghapp: Ghapp, option
         ["--no-git", "--identity", "--create"],
         ["--key", "k", "--create"],
         ["--yes", "--app-id", "1"],
+        ["--yes", "--key", "k"],
         ["--yes", "--app-id", "1", "--signer", "tpm:1"],
         ["--wait", "0s"],
     ],
@@ -189,14 +191,14 @@ def test_options_that_do_not_go_together_are_wrong_usage(ghapp: Ghapp, options: 
 
 @pytest.mark.usefixtures("served")
 async def test_an_app_is_imported_by_answers_and_wrong_ones_are_asked_again(
-    person: Person_, github: StandIn, app: App, key: Path, tmp_path: Path
+    guided: Guided, github: StandIn, app: App, key: Path, tmp_path: Path
 ) -> None:
     other = github.add_app("other-bot", PERMISSIONS)
     wrong = tmp_path / "wrong.pem"
     wrong.touch(mode=0o600)
     wrong.write_bytes(other.private_key_pem)
 
-    done = await person.answers(
+    done = await guided.answers(
         "what?",
         "imp",
         "?!",
@@ -223,7 +225,7 @@ async def test_an_app_is_imported_by_answers_and_wrong_ones_are_asked_again(
 
 
 @pytest.mark.usefixtures("served")
-async def test_enter_takes_the_key_that_was_downloaded_last(person: Person_, app: App, key: Path) -> None:
+async def test_enter_takes_the_key_that_was_downloaded_last(guided: Guided, app: App, key: Path) -> None:
     downloads = home() / "Downloads"
     downloads.mkdir()
     for age, name in enumerate(("new", "old")):
@@ -231,7 +233,7 @@ async def test_enter_takes_the_key_that_was_downloaded_last(person: Person_, app
         shutil.copyfile(key, copy)
         os.utime(copy, (10 - age, 10 - age))
 
-    done = await person.answers(
+    done = await guided.answers(
         "", "all", "yes", options=("--client-id", app.client_id, "--signer", f"file:{home()}/kept.pem")
     )
 
@@ -243,12 +245,12 @@ async def test_enter_takes_the_key_that_was_downloaded_last(person: Person_, app
 
 @pytest.mark.usefixtures("served")
 async def test_without_a_keyring_the_key_goes_where_a_person_says_and_unattended_nowhere(
-    person: Person_, ghapp: Ghapp, app: App, key: Path
+    guided: Guided, ghapp: Ghapp, app: App, key: Path
 ) -> None:
     given = ("--app-id", str(app.id), "--key", str(key))
 
     refused = await ghapp.asked("setup", "--yes", *given)
-    done = await person.answers("", "skip", options=given)
+    done = await guided.answers("", "skip", options=given)
 
     place = config.config_dir() / "keys" / f"{app.id}.pem"
     assert refused.code == 1
@@ -266,14 +268,14 @@ async def test_without_a_keyring_the_key_goes_where_a_person_says_and_unattended
 @pytest.mark.usefixtures("served")
 @pytest.mark.parametrize("answered", range(5))
 async def test_an_interrupted_run_keeps_what_it_did_and_the_next_goes_on(
-    person: Person_, app: App, key: Path, answered: int
+    guided: Guided, app: App, key: Path, answered: int
 ) -> None:
     answers = ["import", str(app.id), str(key), "", ""]  # and the keyring's stead
     answers.insert(3, str(home() / "kept.pem"))
 
-    stopped = await person.answers(*answers[:answered], INTERRUPT)
+    stopped = await guided.answers(*answers[:answered], INTERRUPT)
     rest = answers if answered < 4 else answers[4:]
-    done = await person.answers(*rest)
+    done = await guided.answers(*rest)
 
     assert stopped.code == 130
     assert stopped.err.endswith(
@@ -313,9 +315,7 @@ async def test_it_waits_for_the_installation_and_says_how_to_go_on(
 
 
 @pytest.mark.usefixtures("served")
-async def test_an_installation_that_comes_while_it_waits_is_seen(
-    ghapp: Ghapp, github: StandIn, tmp_path: Path
-) -> None:
+async def test_an_installation_that_comes_while_it_waits_is_seen(ghapp: Ghapp, github: StandIn, tmp_path: Path) -> None:
     app = github.add_app("lonely", PERMISSIONS)
     register(app, tmp_path)
     done: list[Result] = []
@@ -332,3 +332,200 @@ async def test_an_installation_that_comes_while_it_waits_is_seen(
     (result,) = done
     assert result.code == 0, result.err
     assert "   on acme (all repositories)\n" in result.err
+
+
+@pytest.mark.usefixtures("served")
+async def test_a_new_app_is_created_in_the_browser_without_a_question_left(
+    ghapp: Ghapp, github: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = tmp_path / "told"
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" >> {told}\n')
+    browser.chmod(0o700)
+    monkeypatch.setenv("BROWSER", str(browser))
+    visitor = Person(github)
+
+    def urls() -> list[str]:
+        return told.read_text().splitlines() if told.exists() else []
+
+    def visit() -> None:
+        eventually(lambda: len(urls()) == 1)
+        visitor.go(urls()[0])
+        eventually(lambda: len(urls()) == 2)
+        visitor.install(urls()[1])
+
+    options = ("--org", "acme", "--name", "acme-bot", "--permission", "workflows=write")
+    github.add_repository("acme/rocket")
+    _, done = await asyncio.gather(
+        asyncio.to_thread(visit),
+        ghapp.asked("setup", "--yes", *options, "--signer", f"file:{home()}/kept.pem", "--no-service"),
+    )
+    again = await ghapp.asked("setup", "--yes", *options)
+
+    assert done.code == 0, done.err
+    (created,) = github.apps.values()
+    assert (created.owner.login, created.slug) == ("acme", "acme-bot")
+    assert created.permissions.items() >= {"contents": "write", "workflows": "write"}.items()
+    assert (home() / "kept.pem").read_bytes() == created.private_key_pem
+    assert again.code == 0, again.err
+    assert "ghapp: hint: ghapp app create makes another" in again.err
+    assert len(github.apps) == 1
+
+
+@pytest.mark.usefixtures("served")
+async def test_an_interruption_while_github_answers_keeps_the_key_and_is_told(
+    guided: Guided, github: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = github.add_app("acme-bot", PERMISSIONS)
+    registered = Registered(
+        *(app.id, "", "acme-bot", "acme-bot", "acme", "github.com"), is_organization=True, pem=app.private_key_pem
+    )
+
+    def created(*_arguments: object, **_options: object) -> app_create.Created:
+        known = routing.App("acme-bot", "github.com", "https://api.github.com", "7", ("file:/k",), app_id=7)
+        return app_create.Created(registered, known, interrupted=True)
+
+    monkeypatch.setattr(app_create, "create_app", created)
+
+    done = await guided.answers("c", "n o", "acme", options=("--signer", f"file:{home()}/kept.pem"))
+
+    assert "'n o' is not an organisation's name" in done.err
+    assert done.code == 130
+    assert "goes on from here" in done.err
+
+
+@pytest.mark.usefixtures("served")
+async def test_a_dead_key_is_told_and_another_that_is_given_takes_its_place(
+    ghapp: Ghapp, app: App, key: Path, tmp_path: Path
+) -> None:
+    old = register(app, tmp_path)
+    fresh = app.add_key()
+    app.remove_key(key.read_bytes())
+    key.write_bytes(fresh)
+
+    told = await ghapp.asked("setup", "--yes")
+    done = await ghapp.asked(*unattended(app, key))
+
+    assert told.code == 1
+    assert "(E22)" in told.err
+    assert told.err.endswith("ghapp: hint: then ghapp setup goes on from here\n")
+    assert done.code == 0, done.err
+    assert old.read_bytes() != (home() / "kept.pem").read_bytes() == fresh
+
+
+@pytest.mark.usefixtures("served", "app")
+async def test_of_several_apps_one_that_works_is_enough(
+    ghapp: Ghapp, github: StandIn, app: App, tmp_path: Path
+) -> None:
+    register(app, tmp_path)
+    github.install(app, "globex", repositories=[])
+    await ghapp.asked("setup", "--yes", "--no-doctor")
+    dead = github.add_app("dead-bot", PERMISSIONS)
+    register(dead, tmp_path).write_bytes(app.private_key_pem)
+    github.suspend(next(iter(github.installations.values())))
+
+    done = await ghapp.asked("setup", "--yes", "--no-doctor")
+
+    assert done.code == 0, done.err
+    assert "ghapp: warning: dead-bot: " in done.err
+    assert "1. The app: acme-bot is registered" in done.err
+    assert "3. git: it asks ghapp for acme and globex" in done.err
+
+
+@pytest.mark.usefixtures("served")
+async def test_proxy_and_ca_of_the_shell_are_kept_but_never_a_password(
+    ghapp: Ghapp, github: StandIn, app: App, key: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = github.proxy_url
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    without = await ghapp.asked(*unattended(app, key), "--no-network", "--no-doctor")
+    before = config.load(config.config_file()).network
+    monkeypatch.setenv("HTTPS_PROXY", url.replace("//", "//somebody:secret@"))
+    secret = await ghapp.asked("setup", "--yes", "--no-doctor")
+    after = config.load(config.config_file()).network
+    monkeypatch.setenv("HTTPS_PROXY", url)
+    await ghapp.asked("setup", "--yes", "--no-doctor")
+
+    assert without.code == 0, without.err
+    assert not any(before.values())
+    assert "has a password, which setup does not write down" in secret.err
+    assert "secret" not in secret.err
+    assert (after["proxy"], after["ca_file"]) == ("", str(github.ca_file))
+    kept = config.load(config.config_file()).network
+    assert {key: value for key, value in kept.items() if value} == {
+        "proxy": url,
+        "no_proxy": "example.org",
+        "ca_file": str(github.ca_file),
+    }
+
+
+def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let there be a user manager whose systemctl writes down what it is told, and fails once `fails` is there."""
+    base = tmp_path / "user"
+    (base / "systemd").mkdir(parents=True)
+    (base / "ghapp").symlink_to(os.environ["GHAPP_RUNTIME_DIR"])
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(base))
+    monkeypatch.setenv("GHAPP_RUNTIME_DIR", str(base / "ghapp"))
+    program = tmp_path / "bin" / "systemctl"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/told\n! test -e {tmp_path}/fails\n')
+    program.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    return tmp_path / "fails"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="systemd")
+async def test_where_systemd_can_it_starts_the_daemon_and_a_failure_of_its_is_no_end(
+    ghapp: Ghapp, app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(app, tmp_path)
+    fails = systemctl(tmp_path, monkeypatch)
+    base = tmp_path / "user" / "ghapp"
+    base.unlink()
+    options = ("setup", "--yes", "--no-doctor")
+    async with running(base):
+        fails.touch()
+        failed = await ghapp.asked(*options)
+        wanted = await ghapp.asked(*options, "--service")
+        for unit in (home() / ".config/systemd/user").glob("ghapp*"):
+            unit.unlink()
+        fails.unlink()
+        monkeypatch.setattr("ghapp.cli.daemon.stop_daemon", lambda revoke: revoke)  # the one in this loop has to stay
+        done = await ghapp.asked(*options)
+        again = await ghapp.asked(*options)
+
+    assert failed.code == 0, failed.err
+    assert "ghapp: warning: systemctl --user" in failed.err
+    assert wanted.code == 1
+    assert done.code == 0, done.err
+    assert "systemd listens for git" in done.err
+    assert "4. The daemon: systemd starts it\n" in again.err
+
+
+def test_what_would_stop_a_later_step_is_found_out_first(
+    ghapp: Ghapp, app: App, key: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setenv("PATH", str(tmp_path / "nothing"))
+        without_git = ghapp(*unattended(app, key))
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "prefix", str(home() / ".cache/uv/archive-v0/abc"))
+        thrown_away = ghapp(*unattended(app, key))
+
+    assert without_git.code == thrown_away.code == 1
+    assert "git cannot be run" in without_git.err
+    assert "ghapp: hint: uv tool install ghapp" in thrown_away.err
+    assert written() == {}
+
+
+@pytest.mark.usefixtures("served")
+async def test_a_service_that_was_asked_for_and_cannot_be_is_an_error(ghapp: Ghapp, app: App, tmp_path: Path) -> None:
+    register(app, tmp_path)
+
+    done = await ghapp.asked("setup", "--yes", "--no-doctor", "--service")
+    without = await ghapp.asked("setup", "--yes", "--no-doctor", "--no-service")
+
+    assert done.code == 1
+    assert "(E41)" in done.err
+    assert without.code == 0
+    assert "4. The daemon: git starts it when it needs it\n" in without.err

@@ -9,20 +9,38 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from e2e.conftest import Machine
+from conftest import ROOT
+from e2e.conftest import BIN, PERMISSIONS, Machine
 from session_bus import PASSWORD, Session, session
 from test_app_create import Person
 
 
 LIMIT = 30.0
 COLUMNS = 100
-_LEAD = (
-    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execvp(sys.argv[1], sys.argv[1:])"
-)
+_LEAD = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execvp(sys.argv[1], sys.argv[1:])"
+
+
+def shown(stream: str) -> str:
+    """Return what a terminal shows after `stream`, as far as our progress moves the cursor; nothing is folded."""
+    rows, row, column = [""], 0, 0
+    for number, order, control, text in re.findall(r"\x1b\[([\d;?]*)([A-Za-z])|([\r\n])|([^\x1b\r\n]+)", stream):
+        if control == "\n":
+            row, column = row + 1, 0
+            rows += [""] * (row + 1 - len(rows))
+        elif control == "\r":
+            column = 0
+        elif order == "A":
+            row -= int(number or 1)
+        elif order == "K":
+            rows[row] = "" if number == "2" else rows[row][:column]
+        elif text:
+            rows[row] = rows[row][:column].ljust(column) + text + rows[row][column + len(text) :]
+            column += len(text)
+    return "\n".join(rows)
 
 
 class Terminal:
@@ -42,20 +60,17 @@ class Terminal:
         )
         os.close(slave)
         self._bytes = b""
-        self._seen = 0
 
     @property
     def text(self) -> str:
-        """All that was shown, without what moves the cursor."""
-        plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self._bytes.decode())
-        return plain.replace("\r\n", "\n")
+        """All that is shown, as it stands there in the end."""
+        return shown(self._bytes.decode(errors="ignore"))
 
     def expect(self, pattern: str) -> str:
         """Return what `pattern` matches, once it is shown after what was matched before."""
         end = time.monotonic() + LIMIT
-        while not (found := re.compile(pattern).search(self.text, self._seen)):
+        while not (found := re.compile(pattern).search(self.text)):
             assert self._read(end), f"{pattern!r} was not shown; there is:\n{self.text}"
-        self._seen = found.end()
         return found[0]
 
     def type(self, text: str) -> None:
@@ -112,16 +127,80 @@ class Browser:
         return self._told.read_text().splitlines() if self._told.exists() else []
 
 
-def as_a_newcomer(machine: Machine) -> None:
-    """Nobody has told git who commits here."""
+@pytest.fixture(autouse=True)
+def _newcomer(machine: Machine) -> None:
+    """Nobody has told git who commits here, and no other program of a developer is in the way."""
     for name in ("AUTHOR", "COMMITTER"):
         del machine.env[f"GIT_{name}_NAME"], machine.env[f"GIT_{name}_EMAIL"]
+    machine.env["PATH"] = os.pathsep.join([str(BIN), "/usr/bin", "/bin"])
 
 
-def test_a_newcomer_gets_to_the_first_push_by_the_prompts_alone(machine: Machine, desktop: Session) -> None:
-    as_a_newcomer(machine)
-    repository = machine.github.add_repository("acme/rocket", files={"README.md": "# Rocket\n"})
+def reach_github_without_variables(machine: Machine) -> None:
+    """Let proxy and CA be configured, as where there is none of both setup has nothing to say about them."""
+    network = (machine.github.proxy_url, machine.github.ca_file)
+    for name in machine.github.environment:
+        del machine.env[name]
+    directory = machine.home / ".config/ghapp"
+    directory.mkdir(parents=True)
+    path = directory / "config.toml"
+    path.touch(mode=0o600)
+    path.write_text('[network]\nproxy = "{}"\nca_file = "{}"\n'.format(*network))
+    (machine.home / ".gitconfig").write_text(f"[http]\n\tproxy = {network[0]}\n")
+
+
+def plain(text: str, home: Path) -> list[str]:
+    """Return the lines of a transcript without what is another each time."""
+    text = text.replace(str(home), "/home/you")
+    for pattern, instead in (
+        (r"http://127\.0\.0\.1:\d+/[\w-]+", "http://127.0.0.1:PORT/PATH"),
+        (r"acme-ghapp-[0-9a-f]{4}", "acme-ghapp-ID"),
+        (r"SHA256:[\w+/]{43}=", "SHA256:FINGERPRINT"),
+        (r"<\d+\+", "<NUMBER+"),
+        (r"git \d[\w. ()-]*", "git VERSION"),
+        (r"pid \d+", "pid PID"),
+    ):
+        text = re.sub(pattern, instead, text)
+    return [line.rstrip() for line in text.rstrip().splitlines()]
+
+
+def fits(wanted: Sequence[str], there: Sequence[str]) -> bool:
+    """Tell whether the lines are those that are there; a line of dots stands for any number of them."""
+    if not wanted:
+        return not there
+    if wanted[0] == "…":
+        return any(fits(wanted[1:], there[start:]) for start in range(len(there) + 1))
+    return bool(there) and wanted[0] == there[0] and fits(wanted[1:], there[1:])
+
+
+def transcript() -> tuple[str, list[str]]:
+    """Return what the README shows of `ghapp setup`, and the commands that it goes on with."""
+    blocks = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (block,) = (block for block in blocks if block.startswith("$ ghapp setup\n"))
+    assert max(map(len, block.splitlines())) <= COLUMNS
+    _, first, rest = re.split(r"^\$ (?=ghapp setup\n|git clone)", block, maxsplit=2, flags=re.MULTILINE)
+    commands = ("git clone" + rest.removeprefix("git clone")).splitlines()
+    return first.removeprefix("ghapp setup\n"), [command.removeprefix("$ ") for command in commands]
+
+
+def push(machine: Machine, commands: Sequence[str]) -> str:
+    """Clone, commit and push; return the author."""
+    repository = machine.github.named("acme", "rocket")
+    assert repository is not None
+    before = repository.revision()
+    machine.run("sh", "-c", "set -e\n" + "\n".join(commands))
+    checkout = machine.work / "rocket"
+    assert repository.revision() != before
+    assert repository.revision() == machine.git("rev-parse", "HEAD", cwd=checkout).stdout.strip()
+    return machine.git("log", "-1", "--format=%an", cwd=checkout).stdout.strip()
+
+
+def test_a_newcomer_gets_to_the_first_push_by_the_prompts_alone_as_the_readme_shows(
+    machine: Machine, desktop: Session
+) -> None:
+    reach_github_without_variables(machine)
+    machine.github.add_repository("acme/rocket", files={"README.md": "# Rocket\n"})
     browser, person = Browser(machine), Person(machine.github)
+    wanted, commands = transcript()
 
     terminal = Terminal(machine, "ghapp", "setup")
     terminal.expect(r"\[create\]: ")
@@ -134,6 +213,80 @@ def test_a_newcomer_gets_to_the_first_push_by_the_prompts_alone(machine: Machine
     terminal.type("\n")
     terminal.expect(r"\[yes\]: ")
     terminal.type("\n")
-    code = terminal.done()
-    print(terminal.text)
-    assert code == 0
+
+    assert terminal.done() == 0, terminal.text
+    there = plain(terminal.text, machine.home)
+    assert fits(plain(wanted, Path("/home/you")), there), "the README shows another run than:\n" + terminal.text
+    assert len(desktop.usernames()) == 1
+    assert re.fullmatch(r"acme-ghapp-[0-9a-f]{4}\[bot\]", push(machine, commands))
+
+
+def with_an_app(machine: Machine) -> tuple[str, Path]:
+    """Let there be an app on acme; return its ID and the key as it was downloaded."""
+    app = machine.github.add_app("acme-bot", PERMISSIONS)
+    machine.github.install(app, "acme", repositories=["rocket"])
+    machine.github.add_repository("acme/rocket", files={"README.md": "# Rocket\n"})
+    key = machine.home / "acme-bot.private-key.pem"
+    key.touch(mode=0o600)
+    key.write_bytes(app.private_key_pem)
+    return str(app.id), key
+
+
+def files(machine: Machine) -> dict[Path, bytes]:
+    paths = [machine.home / ".gitconfig", *(machine.home / ".config").rglob("*")]
+    return {path: path.read_bytes() for path in paths if path.is_file()}
+
+
+def test_it_runs_unattended_and_the_second_time_changes_nothing(machine: Machine, desktop: Session) -> None:
+    app_id, key = with_an_app(machine)
+    command = ("setup", "--yes", "--app-id", app_id, "--key", str(key), "--delete-key-file")
+
+    machine.ghapp(*command)
+    before = files(machine)
+    again = machine.ghapp(*command)
+
+    assert not key.exists()
+    assert len(desktop.usernames()) == 1
+    assert files(machine) == before
+    assert "1. The app: acme-bot is registered, and GitHub accepts its key\n" in again.stderr
+    assert "3. git: it asks ghapp for acme\n" in again.stderr
+    _, commands = transcript()
+    assert push(machine, commands) == "acme-bot[bot]"
+    machine.end()
+    for name in machine.github.environment:  # the daemon is started where nobody has set them
+        if name != "HTTPS_PROXY":
+            del machine.env[name]
+    machine.git("fetch", cwd=machine.work / "rocket")
+
+
+@pytest.mark.usefixtures("desktop")
+def test_ctrl_c_at_a_question_keeps_what_is_done_and_the_next_run_goes_on(machine: Machine) -> None:
+    app_id, key = with_an_app(machine)
+
+    first = Terminal(machine, "ghapp", "setup")
+    first.expect(r"\[create\]: ")
+    first.type("\x03")
+    assert first.done() == 130
+    second = Terminal(machine, "ghapp", "setup")
+    second.expect(r"\[create\]: ")
+    second.type("import\n")
+    second.expect("App ID or client ID.*: ")
+    second.type(f"{app_id}\n")
+    second.expect("private key.*: ")
+    second.type(f"{key}\n")
+    second.expect(r"\[owners\]: ")
+    second.type("\x03")
+    assert second.done() == 130
+    third = Terminal(machine, "ghapp", "setup")
+    third.expect(r"\[owners\]: ")
+    third.type("all\n")
+    third.expect(r"\[yes\]: ")
+    third.type("n\n")
+    assert third.done() == 0, third.text
+
+    for stopped in (first, second):
+        assert stopped.text.endswith(
+            "\nghapp: error: interrupted; what is done stays\nghapp: hint: ghapp setup goes on from here\n"
+        )
+    assert "1. The app: acme-bot is registered, and GitHub accepts its key\n" in third.text
+    machine.git("ls-remote", "https://github.com/acme/rocket")
