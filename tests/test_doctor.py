@@ -452,6 +452,7 @@ async def test_fixing_runs_what_is_safe_and_looks_again(
     assert stat.S_IMODE((directory / "git.sock").stat().st_mode) == 0o600
 
 
+@pytest.mark.usefixtures("directory")
 def test_with_nothing_to_fix_the_checks_are_shown(ghapp: Ghapp) -> None:
     done = ghapp("doctor", "--fix")
 

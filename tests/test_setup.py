@@ -529,3 +529,21 @@ async def test_a_service_that_was_asked_for_and_cannot_be_is_an_error(ghapp: Gha
     assert "(E41)" in done.err
     assert without.code == 0
     assert "4. The daemon: git starts it when it needs it\n" in without.err
+
+
+@pytest.mark.usefixtures("served")
+@pytest.mark.parametrize(("knows", "proposed"), [("nothing", "yes"), ("EMAIL", "no"), ("user.email", "no")])
+async def test_commits_stay_those_of_a_person_whom_git_knows(
+    guided: Guided, app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, knows: str, proposed: str
+) -> None:
+    register(app, tmp_path)
+    if knows == "EMAIL":
+        monkeypatch.setenv("EMAIL", "somebody@example.org")
+    if knows == "user.email":
+        (home() / ".gitconfig").write_text("[user]\n\temail = somebody@example.org\n")
+
+    done = await guided.answers("", "", options=("--no-doctor",))
+
+    assert done.code == 0, done.err
+    assert f"(yes/no) [{proposed}]" in done.err
+    assert ("commits are by acme-bot[bot]" in done.err) == (proposed == "yes")
