@@ -1,5 +1,6 @@
 """Old and new git, stock and with nothing of ours installed, in chroots made by debootstrap."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -49,6 +50,20 @@ class Chroot:
         )
 
 
+def make_root(suite: str, path: Path) -> None:
+    """Make a root directory of `suite`, whole or not at all."""
+    fresh = path.with_name(f"{suite}.{uuid.uuid4().hex}")
+    made = subprocess.run(
+        ["debootstrap", "--variant=minbase", "--include=git,ca-certificates", suite, str(fresh)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if made.returncode != 0:
+        pytest.skip(f"debootstrap {suite} failed: {(made.stderr or made.stdout)[-300:]}")
+    fresh.rename(path)
+
+
 @pytest.fixture(params=SUITES)
 def chroot(request: pytest.FixtureRequest) -> Iterator[Chroot]:
     if os.geteuid() != 0:
@@ -57,18 +72,11 @@ def chroot(request: pytest.FixtureRequest) -> Iterator[Chroot]:
         pytest.skip("debootstrap is not installed")
     suite: str = request.param
     path = CACHE / suite
-    if not (path / "usr/bin/git").exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f"{suite}.{uuid.uuid4().hex}")
-        made = subprocess.run(
-            ["debootstrap", "--variant=minbase", "--include=git,ca-certificates", suite, str(fresh)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if made.returncode != 0:
-            pytest.skip(f"debootstrap {suite} failed: {(made.stderr or made.stdout)[-300:]}")
-        fresh.rename(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f"{suite}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another worker may be making the same one
+        if not (path / "usr/bin/git").exists():
+            make_root(suite, path)
     inside = path / "tmp" / uuid.uuid4().hex
     inside.mkdir(mode=0o700)
     yield Chroot(suite, path, inside)

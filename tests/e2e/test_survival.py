@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -452,9 +453,11 @@ def test_a_cache_daemon_behind_a_link_is_not_asked_to_speak_for_us(warm: Machine
 @pytest.fixture
 def desktop(machine: Machine, tmp_path: Path) -> Iterator[Session]:
     """A machine whose only app has its key in a keyring that can be stopped."""
-    with session(tmp_path / "desktop") as found:
-        machine.env["DBUS_SESSION_BUS_ADDRESS"] = found.address
+    # A short path: one that is longer than the kernel's field is bound by its last part, and /proc shows no more.
+    with session(tmp_path / "desktop") as found, tempfile.TemporaryDirectory() as short:
+        machine.env |= {"DBUS_SESSION_BUS_ADDRESS": found.address, "GHAPP_RUNTIME_DIR": f"{short}/run"}
         yield found
+        machine.end()
 
 
 @WITH_PROC
@@ -687,7 +690,7 @@ def test_a_configuration_that_cannot_be_written_stays_as_it_was(warm: Machine, t
     assert error.startswith(f"ghapp: error: cannot write {config}: ")
     assert all(line.startswith("ghapp: hint: ") for line in hints)
     assert after == before
-    assert beside == {"config.toml", "gitconfig"}
+    assert beside == {".config.toml.lock", "config.toml", "gitconfig"}
     check_next(warm)
 
 
