@@ -19,7 +19,18 @@ import pytest
 from click.shell_completion import BashComplete
 from conftest import ROOT
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
-from fakes_process import DEAF, WITH_PID, end_daemon, greet, hang_up, holding_lock, listener, running, saying
+from fakes_process import (
+    DEAF,
+    WITH_PID,
+    end_daemon,
+    eventually,
+    greet,
+    hang_up,
+    holding_lock,
+    listener,
+    running,
+    saying,
+)
 from standin.model import App
 from standin.server import StandIn
 
@@ -783,10 +794,12 @@ def test_a_start_that_fails_keeps_its_own_code(ghapp: Ghapp, directory: Path) ->
 def test_run_serves_in_the_foreground(directory: Path) -> None:
     script = "from ghapp.cli import main; main()"
     with subprocess.Popen([sys.executable, "-c", script, "daemon", "run"], stderr=subprocess.PIPE) as child:
-        autostart.ensure(paths.control_socket())
-        holder = process.lock_holder(str(directory))
-        assert holder is not None
-        child.terminate()
+        try:
+            autostart.ensure(paths.control_socket())
+            eventually(lambda: process.lock_holder(str(directory)) is not None)
+            holder = process.lock_holder(str(directory))
+        finally:
+            child.terminate()
         # git's own start may have been quicker; then this one has said so, or still listens to nobody.
         assert child.wait(5) in ({0} if holder == child.pid else {0, 1, -signal.SIGTERM})
 
