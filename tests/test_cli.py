@@ -792,8 +792,7 @@ def test_a_start_that_fails_keeps_its_own_code(ghapp: Ghapp, directory: Path) ->
 
 
 def test_run_serves_in_the_foreground(directory: Path) -> None:
-    script = "from ghapp.cli import main; main()"
-    with subprocess.Popen([sys.executable, "-c", script, "daemon", "run"], stderr=subprocess.PIPE) as child:
+    with subprocess.Popen([sys.executable, "-m", "ghapp", "daemon", "run"], stderr=subprocess.PIPE) as child:
         try:
             autostart.ensure(paths.control_socket())
             eventually(lambda: process.lock_holder(str(directory)) is not None)
