@@ -163,7 +163,7 @@ class Daemon:
             on_error=self._note_error,
         )
         clients = min(MAX_CONNECTIONS, process.connection_budget())
-        for_control = max(2, clients // 8)  # git's clients must not keep the command line out
+        for_control = max(2, clients // 4)  # git's clients must not keep the command line out
         self._listeners = [
             Listener(f"{directory}/{name}", handle, on_activity=self._note_activity, most=most)
             for name, handle, most in (
