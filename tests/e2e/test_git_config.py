@@ -1,19 +1,14 @@
 """What `setup-git` does to a git that has other helpers, and that it can be taken back."""
 
-import os
 import re
 import shutil
-import uuid
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from e2e.conftest import Machine
+from e2e.test_git_versions import Chroot, chroot  # noqa: F401  # a fixture
 
 from ghapp import gitconfig
-
-
-CHROOTS = [Path(os.environ.get("GHAPP_TEST_CACHE", ROOT / ".cache")) / "chroots" / suite for suite in ("trixie", "sid")]
 
 
 def other_helper(machine: Machine) -> Path:
@@ -163,19 +158,13 @@ def test_ssh_remotes_of_the_owner_work_without_ssh(ready: Machine) -> None:
 
 
 @pytest.mark.slow
-def test_with_proactive_the_first_request_carries_the_token(ready: Machine) -> None:
+@pytest.mark.parametrize("chroot", ["sid"], indirect=True)
+def test_with_proactive_the_first_request_carries_the_token(ready: Machine, chroot: Chroot) -> None:  # noqa: F811  # as pytest does
     """In a chroot with git 2.46 or newer, through git's own client: our helper's Python is not in there."""
-    root = next((path for path in CHROOTS if (path / "usr/bin/git").exists()), None)
-    if os.geteuid() != 0 or root is None:
-        pytest.skip("needs root, and a chroot that test_git_versions.py made")
-    inside = root / "tmp" / uuid.uuid4().hex
-    inside.mkdir(mode=0o700)
-    try:
-        ready.env["GHAPP_RUNTIME_DIR"] = str(inside / "sockets")
-        requests = [requests_of_ls_remote(ready, root, inside, *options) for options in ((), ("--proactive",))]
-        ready.end()
-    finally:
-        shutil.rmtree(inside)
+    root, inside = chroot.path, chroot.inside
+    ready.env["GHAPP_RUNTIME_DIR"] = str(inside / "sockets")
+    requests = [requests_of_ls_remote(ready, root, inside, *options) for options in ((), ("--proactive",))]
+    ready.end()
 
     without, proactive = requests
     assert without[0] == 401

@@ -15,7 +15,7 @@ from ghapp import config
 
 
 DEADLINE = 30.0
-KILLS = int(os.environ.get("GHAPP_TEST_KILLS", "6"))  # 200 take ten minutes; read here: tests see none of ours
+KILLS = int(os.environ.get("GHAPP_TEST_KILLS", "4"))  # 200 take ten minutes; read here: tests see none of ours
 Stop = Callable[[], bool]
 
 

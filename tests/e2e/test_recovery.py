@@ -5,13 +5,13 @@ import shutil
 import pytest
 from conftest import ROOT
 from e2e.conftest import PERMISSIONS, Machine
-from e2e.test_git_versions import Chroot, chroot  # noqa: F401  # a fixture
+from e2e.test_git_versions import SUITES, Chroot, chroot  # noqa: F401  # a fixture
 from standin.server import StandIn
 
 
 ROCKET = "https://github.com/acme/rocket.git"
 REQUEST = "protocol=https\nhost=github.com\npath=acme/rocket.git\n\n"
-NEW_GITS = pytest.mark.parametrize("chroot", ["trixie", "sid"], indirect=True)
+NEW_GITS = pytest.mark.parametrize("chroot", [suite for suite in SUITES if suite != "bullseye"], indirect=True)
 
 
 def kill_the_token(github: StandIn, how: str) -> None:

@@ -20,7 +20,7 @@ from ghapp.private_key import fingerprint, load_key
 
 DEADLINE = 60.0
 ROUNDS = 3  # of git, between two steps of a rotation
-KILLS = int(os.environ.get("GHAPP_TEST_KILLS", "6"))  # read here: the tests' own environment has none of ours
+KILLS = int(os.environ.get("GHAPP_TEST_KILLS", "4"))  # read here: the tests' own environment has none of ours
 MINTS = 100  # an app has no more than 150 a minute
 
 
