@@ -138,8 +138,7 @@ cat "$1/mypy.out"
 exit $status' "$bin" "$reports"
 stage 'unit tests' "$UNIT" "$bin/python" -m pytest -q -rs -n 2 \
     --cov --cov-report term "--cov-fail-under=$COVERAGE" --ignore tests/e2e --ignore tests/bench tests
-# Three workers on two cores: these wait for processes, clocks and keyrings more than they compute.
-stage 'real git' "$E2E" "$bin/python" -m pytest -q -rs -n 3 --dist loadfile tests/e2e
+stage 'real git' "$E2E" "$bin/python" -m pytest -q -rs -n 2 --dist loadfile tests/e2e
 
 # Every other Python that is here: on PATH, or where pyenv keeps them.
 tested=$(supported_version "$bin/python") others=
@@ -177,7 +176,7 @@ tested="$tested$others"
 if [ -n "$slow" ]; then
     left=$((ALL - ($(date +%s) - began)))
     [ "$left" -ge 60 ] || left=60
-    stage 'slow tests' "$left" "$bin/python" -m pytest -q -rs -n 3 --slow -m slow --timeout 300 tests
+    stage 'slow tests' "$left" "$bin/python" -m pytest -q -rs -n 2 --slow -m slow --timeout 300 tests
 fi
 
 printf '\n'

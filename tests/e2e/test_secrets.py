@@ -102,7 +102,7 @@ def talkative_daemon(machine: Machine, raw: Path) -> Iterator["subprocess.Popen[
     """Run the daemon in the foreground; what it says on stdout and stderr goes to files beside `raw`."""
     with raw.with_suffix(".out").open("wb") as out, raw.with_suffix(".err").open("wb") as err:
         daemon = subprocess.Popen(
-            [sys.executable, "-E", "-P", "-c", TALKATIVE, raw, "ghapp"],
+            [sys.executable, "-E", "-P", "-c", TALKATIVE, raw, "-m", "ghapp.daemon"],
             env=machine.env,
             stdin=subprocess.DEVNULL,
             stdout=out,
