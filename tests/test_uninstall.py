@@ -93,6 +93,16 @@ def test_all_of_it_goes_and_what_was_there_before_is_as_it_was(
     assert (again.code, again.err.splitlines()[0]) == (0, "nothing of ghapp is set up here")
 
 
+def test_directories_that_a_killed_run_has_emptied_go_with_the_next(ghapp: Ghapp) -> None:
+    places = [config.config_dir(), config.state_dir()]
+    for place in places:
+        place.mkdir(parents=True)
+
+    assert ghapp("uninstall").err.startswith("nothing of ghapp is set up here\n")
+
+    assert not [place for place in places if place.exists()]
+
+
 def test_without_a_terminal_it_lists_and_needs_yes(ghapp: Ghapp, app: App, home: Path) -> None:
     before = everything(home)
 

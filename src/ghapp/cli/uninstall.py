@@ -84,6 +84,7 @@ def uninstall(*, yes: bool, keep_keys: bool) -> None:
             raise UsageError("nobody is here to confirm that", hint="ghapp uninstall --yes")
         confirm("take all of it out?", yes=yes)
         _take_out(found)
+    _remove_empty(found.directories)  # also those that a run which was killed has emptied
     say("all of it is gone" if lines else "nothing of ghapp is set up here")
     _say_what_stays(found, keep_keys=keep_keys)
 
@@ -129,9 +130,6 @@ def _take_out(found: Found) -> None:
         _empty_keyring(found.config)
     for path in found.files:
         _remove(path)
-    for directory in found.directories:
-        with contextlib.suppress(OSError):  # something of somebody's lies there, or it is not there
-            directory.rmdir()
 
 
 def _empty_keyring(configured: Config) -> None:
@@ -144,6 +142,12 @@ def _empty_keyring(configured: Config) -> None:
             warn(f"a key of {app.name} is still in the keyring, and so the configuration stays: {error}")
             hint_at_orphan(app)
             raise type(error)(error.message, hint="run it again, or: ghapp uninstall --keep-keys") from None
+
+
+def _remove_empty(directories: Sequence[Path]) -> None:
+    for directory in directories:
+        with contextlib.suppress(OSError):  # something of somebody's lies there, or it is not there
+            directory.rmdir()
 
 
 def _remove(path: Path) -> None:
