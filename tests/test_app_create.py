@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
-from fakes_process import eventually, running
+from fakes_process import eventually, running, soon
 from standin.client import Client
 from standin.server import StandIn
 
@@ -727,11 +727,14 @@ async def test_ctrl_c_while_the_key_is_under_way_waits_for_it(
     fault = github.faults.add(CONVERSION, hold=hold)
     place = app_create.key_place(None, keyring)  # type: ignore[arg-type]  # a keyring in memory
     flow = asyncio.create_task(app_create._Flow(Draft("a", "github.com"), place, browser=False).run(20))
-    said = ""
-    while "press Enter" not in said:
-        await asyncio.sleep(0)
-        said += capsys.readouterr().err
-    (url,) = re.findall(r"on this machine: (\S+)", said)
+    said: list[str] = []
+
+    def asks() -> bool:
+        said.append(capsys.readouterr().err)
+        return "press Enter" in "".join(said)
+
+    await soon(asks)
+    (url,) = re.findall(r"on this machine: (\S+)", "".join(said))
     browser = asyncio.create_task(asyncio.to_thread(person.go, url))
     await asyncio.to_thread(fault.reached.wait)
 

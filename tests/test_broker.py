@@ -126,7 +126,7 @@ async def test_a_cancelled_caller_cancels_nobody_else(broker: Broker, issuer: Sc
     await issuer.called.wait()
 
     callers[0].cancel()
-    await asyncio.sleep(0)
+    await asyncio.wait({callers[0]})
     issuer.hold.set()
     results = await asyncio.gather(*callers, return_exceptions=True)
 

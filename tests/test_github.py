@@ -123,12 +123,13 @@ class World:
         signer: Signer | None = None,
         call_budget: float = 12.0,
         pauses: Sequence[float] = (),
+        **options: Any,
     ) -> AsyncIterator[AppClient]:
         app = app or self.configured()
         github = GitHub(app.api, network or self.network, clock or self.clock, call_budget=call_budget, pauses=pauses)
         with ThreadPoolExecutor(2) as threads:
             try:
-                yield AppClient(app, [signer or MemorySigner(self.app.private_keys[0])], github, threads)
+                yield AppClient(app, [signer or MemorySigner(self.app.private_keys[0])], github, threads, **options)
             finally:
                 await github.aclose()
 
@@ -352,13 +353,10 @@ async def test_accounts_without_a_login_are_listed_too(world: World) -> None:
         ('<https://api.github.com/app/installations?page=1>; rel="next"', BadAnswer),
     ],
 )
-async def test_a_list_that_leads_elsewhere_or_nowhere_ends(
-    world: World, link: str, kind: type[GhappError], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ghapp.github.MAX_PAGES", 5)
+async def test_a_list_that_leads_elsewhere_or_nowhere_ends(world: World, link: str, kind: type[GhappError]) -> None:
     world.github.faults.add("/app/installations", times=None, status=200, headers=JSON | {"link": link}, body="[]")
 
-    error = await failure(world, lambda client: client.list_installations())
+    error = await failure(world, lambda client: client.list_installations(), max_pages=5)
 
     assert isinstance(error, kind)
     assert len(world.seen()) == (5 if kind is BadAnswer else 1)

@@ -376,7 +376,7 @@ async def starve(connection):
 async def main():
     Listener(sys.argv[1], starve).open()
     print("listens", flush=True)
-    await asyncio.sleep(60)
+    await asyncio.Event().wait()
 
 asyncio.run(main())
 """

@@ -108,7 +108,7 @@ class Undead:
 async def forgotten():
     asyncio.get_running_loop().call_soon(fail, secret)
     task = asyncio.create_task(fail_later())
-    await asyncio.sleep(0.01)
+    await asyncio.wait({task})
     del task
     gc.collect()
 

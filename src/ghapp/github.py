@@ -341,6 +341,7 @@ class AppClient:
         edge: GitEdge | None = None,
         key_ttl: float = 0.0,
         afresh: bool = False,
+        max_pages: int = MAX_PAGES,
     ) -> None:
         self._app = app
         self._keys = [Key(*pair) for pair in zip(app.keys, signers, strict=True)]
@@ -349,6 +350,7 @@ class AppClient:
         self._edge = edge
         self._key_ttl = key_ttl
         self._afresh = afresh
+        self._max_pages = max_pages
         self._forgetting: asyncio.TimerHandle | None = None
         self._fingerprint = ""
         self.accepted = ""
@@ -588,7 +590,7 @@ class AppClient:
     async def _pages(self, path: str) -> AsyncIterator[list[Any]]:
         """Yield the pages of a list, following ``Link: rel="next"`` as GitHub asks, never a constructed URL."""
         url: str | None = path
-        for _ in range(MAX_PAGES):
+        for _ in range(self._max_pages):
             if url is None:
                 return
             answer = await self._as_app("GET", url)
@@ -597,7 +599,7 @@ class AppClient:
             yield answer.body
             following = httpx.Response(200, headers=dict(answer.headers)).links.get("next")
             url = self._below_api(following["url"]) if following else None
-        raise BadAnswer(f"GitHub's list of installations has more than {MAX_PAGES} pages")
+        raise BadAnswer(f"GitHub's list of installations has more than {self._max_pages} pages")
 
     def _below_api(self, reference: str) -> str:
         """Return the URL that `reference` means if it is at the API's origin, the only place our JWT may go."""
