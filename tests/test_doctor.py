@@ -321,6 +321,11 @@ def test_helpers_are_judged_in_gits_order(tmp_path: Path) -> None:
     assert behind.hint == "ghapp setup-git"
     assert judged(section.replace("true", "off")).message == "git does not tell which repository of acme it wants"
     assert "octocat" in judged(section + "\tusername = octocat\n").message
+    one = section + '[credential "https://github.com/acme/rocket.git"]\n\thelper = store\n'
+    assert judged(one).status == OK
+    checks = {check.name: check for check in git.check_helpers(Ground(env, tmp_path, owners=[("github.com", "acme")]))}
+    assert checks["helpers acme/rocket.git"].status == FAIL
+    assert checks["helpers acme/rocket.git"].hint == "ghapp setup-git"
     ours.chmod(stat.S_IRUSR)
     if os.geteuid() == 0:
         ours.unlink()

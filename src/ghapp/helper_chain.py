@@ -88,6 +88,11 @@ class GitConfig:
         """Return what is said of helpers for `url`, the resets included."""
         return list(self._for_url("credential", "helper", url))
 
+    def sections_below(self, url: str) -> list[str]:
+        """Return the URLs of sections that name helpers for something below `url`, such as one repository."""
+        named = {entry.subsection for entry in self.entries if (entry.section, entry.name) == ("credential", "helper")}
+        return sorted(name for name in named if name.startswith(url) and name != url)
+
     def last(self, section: str, name: str, url: str) -> Entry | None:
         """Return the entry that wins for `url` where git takes the last one, as in ``credential.*``."""
         return next(reversed([*self._for_url(section, name, url)]), None)

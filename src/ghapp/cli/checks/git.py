@@ -66,6 +66,9 @@ def check_helpers(ground: Ground) -> Iterator[Check]:
         return
     for host, owner in ground.owners:
         yield _check_chain(f"https://{host}/{owner}/x.git", owner, config)
+        below = f"https://{host}/{owner}/"
+        for url in config.sections_below(below):  # a section of one repository, which the owner's name does not show
+            yield _check_chain(url, f"{owner}/{url[len(below) :]}", config)
         yield from _check_detours(f"https://{host}/{owner}/x.git", owner, config)
     yield from _check_remotes(ground, config)
 
