@@ -140,8 +140,12 @@ def _command(pid: int) -> str:
             os.close(descriptor)
     except OSError:
         return "git"
+    return _subcommand([os.fsdecode(word) for word in words])
+
+
+def _subcommand(words: list[str]) -> str:
     skip = False
-    for word in map(os.fsdecode, words):
+    for word in words:
         if not skip and not word.startswith("-"):
             return f"git {word}" if _SUBCOMMAND.fullmatch(word) else "git"
         skip = not skip and word in _WITH_VALUE

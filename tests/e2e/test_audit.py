@@ -5,7 +5,6 @@ import os
 import shutil
 import stat
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -137,28 +136,3 @@ def test_a_locked_daemon_answers_nothing_and_says_so(ready: Machine) -> None:
 
     ready.ghapp("unlock")
     ready.git("ls-remote", "https://github.com/acme/rocket.git")
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(200)
-def test_two_hundred_tokens_are_revoked_at_githubs_pace(ready: Machine) -> None:
-    """GitHub takes 900 points a minute, five for each: 200 are more than that."""
-    github = ready.github
-    (app,) = github.apps.values()
-    names = [f"r{number}" for number in range(200)]
-    for name in names:
-        github.add_repository(f"acme/{name}")
-    github.install(app, "acme", repositories=["rocket", *names])
-    (Path(ready.home) / ".config/ghapp/config.toml").open("a").close()
-    tokens = mint(ready, names)
-    github.settings.secondary_limit = 900
-
-    began = time.monotonic()
-    done = ready.ghapp("revoke", "--all", timeout=150)
-    seconds = time.monotonic() - began
-
-    deletes = [request for request in github.requests if request.method == "DELETE"]
-    assert "revoked 200 tokens in" in done.stderr
-    assert {request.status for request in deletes} == {204}
-    assert [token for token in tokens if github.live_token(token) is not None] == []
-    assert 50 < seconds < 90
