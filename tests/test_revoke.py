@@ -50,8 +50,7 @@ def app(github: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> App
 
 
 @pytest.fixture
-async def daemon(directory: Path, app: App) -> AsyncIterator[Daemon]:
-    assert app
+async def daemon(directory: Path, app: App) -> AsyncIterator[Daemon]:  # noqa: ARG001  # configured first
     async with running(directory) as daemon:
         yield daemon
 

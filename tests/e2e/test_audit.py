@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from e2e.conftest import Machine
 from e2e.hunt import found_in, jwt_secrets, key_secrets, needles, token_secrets
+from e2e.test_survival import fill_up, full_disk
 
 from ghapp.lease import token_sha256
 
@@ -119,6 +120,29 @@ def test_log_follows_what_comes(ready: Machine) -> None:
         ready.ghapp("lock")
         assert json.loads(follower.stdout.readline())["action"] == "lock"
         follower.terminate()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a small file system needs root")
+def test_a_disk_that_fills_up_stops_nobody_and_the_trail_tells_of_the_gap(ready: Machine, tmp_path: Path) -> None:
+    with full_disk(tmp_path / "full") as full:
+        (full / "filler").unlink()
+        ready.env["XDG_STATE_HOME"] = str(full)
+        ready.ghapp("daemon", "restart")
+        ready.fill()
+        fill_up(full)
+        for _ in range(30):
+            assert ready.fill()["password"]
+        kept = [json.loads(line) for line in (full / "ghapp/audit.jsonl").read_bytes().splitlines()]
+        (full / "filler").unlink()
+        assert ready.fill()["password"]
+
+        lines = trail(ready)
+        assert lines[: len(kept)] == kept
+        assert [line["action"] for line in lines[len(kept) :]] == ["gap", "answer"]
+        lost = int(lines[len(kept)]["outcome"].split()[0])
+        assert len(kept) + lost == 32
+        assert (full / "ghapp/daemon.log").read_text().count("the audit trail cannot be written") <= 1
+        ready.end()
 
 
 def test_a_locked_daemon_answers_nothing_and_says_so(ready: Machine) -> None:
