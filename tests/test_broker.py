@@ -1282,7 +1282,9 @@ async def test_a_locked_broker_answers_nothing_and_holds_nothing(
 
     assert (broker.locked, broker.leases(), issuer.revoked) == (True, [], [first.token] * revoke)
     assert broker._renewals == {}
-    assert isinstance(await refused(broker), Locked)
+    calls = list(issuer.calls)
+    assert isinstance(await refused(broker, ask(owner="nobody")), Locked)
+    assert issuer.calls == calls
     with pytest.raises(Locked):
         await broker.token("github.com", [ONE], None)
     assert issuer.minted == 1
@@ -1301,7 +1303,7 @@ async def test_a_token_that_is_being_minted_when_the_lock_falls_is_given_to_nobo
     dead, alive = await broker.lock(revoke=revoke)
 
     assert isinstance(await asking, Locked)
-    assert (len(issuer.revoked), issuer.minted, broker.leases()) == (1, 1, [])
+    assert (len(issuer.revoked), issuer.minted, issuer.looks, broker.leases()) == (1, 1, 1, [])
     assert (dead, alive) == (int(revoke), 0)
     broker.unlock()
     issuer.lag = 0

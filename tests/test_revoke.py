@@ -1,8 +1,10 @@
 """`ghapp revoke` and `lock`, in this process: a daemon in the test's loop, the stand-in behind it."""
 
 import asyncio
+import io
 import json
 import re
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -89,8 +91,9 @@ async def test_a_target_ends_every_token_that_reaches_it_and_no_other(
     assert found["failed"] == []
     assert dead(github, other, second) == [True, False]
 
+    (kept,) = await mint(directory, "beta/one")
     assert (await ghapp.asked("revoke", "acme/*")).code == 0
-    assert dead(github, second) == [True]
+    assert dead(github, second, kept) == [True, False]
 
 
 @pytest.mark.usefixtures("daemon")
@@ -166,12 +169,24 @@ async def test_with_github_half_down_what_failed_is_tried_again(
 ) -> None:
     monkeypatch.setattr(revoke, "PAUSE", 0.0)
     tokens = await mint(directory, *(f"acme/{name}" for name in NAMES))
-    for number in range(4):  # more often than one call tries by itself
-        github.faults.add("/installation/token", method="DELETE", status=502 if number % 2 else 500, times=5)
+    github.faults.add("/installation/token", method="DELETE", status=403, body='{"message": "no"}', times=5)
 
     done = await ghapp.asked("revoke", "--all")
 
     assert (done.code, "revoked 12 tokens in" in done.err) == (0, True)
+    assert all(dead(github, *tokens))
+
+
+@pytest.mark.usefixtures("daemon")
+async def test_when_github_wants_us_to_wait_for_a_moment_we_do(directory: Path, github: StandIn, ghapp: Ghapp) -> None:
+    tokens = await mint(directory, *(f"acme/{name}" for name in NAMES))
+    fault = github.faults.add(
+        "/installation/token", status=429, headers={"retry-after": "1"}, body='{"message": "slow"}'
+    )
+
+    done = await ghapp.asked("revoke", "--all")
+
+    assert (done.code, "revoked 12 tokens in" in done.err, fault.hits) == (0, True, 1)
     assert all(dead(github, *tokens))
 
 
@@ -192,6 +207,24 @@ async def test_when_github_wants_us_to_wait_for_long_the_rest_is_told(
     assert json.loads(done.out)["failed"][0]["code"] == "E26"
     assert fault.hits == 1  # nothing more is sent
     assert dead(github, token) == [False]
+
+
+def test_progress_is_shown_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    shown = []
+    for stream, total in ((Terminal(), 200), (Terminal(), 5), (io.StringIO(), 200)):
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setattr(sys, "stderr", stream)
+        with revoke._progress(total) as progress:
+            progress(100, "GitHub takes no more for 42 s")
+        shown.append(stream.getvalue())
+
+    assert "takes no more for 42 s" in shown[0]
+    assert "50%" in shown[0]
+    assert shown[1:] == ["", ""]
 
 
 async def test_a_locked_daemon_holds_no_key_and_no_token_until_it_is_unlocked(

@@ -133,7 +133,7 @@ def timestamp(seconds: float) -> str:
 
 def format_line(entry: dict[str, object]) -> bytes:
     """Return one line: printable ASCII, whatever the values hold."""
-    return json.dumps(entry, ensure_ascii=True, separators=(",", ":")).encode("ascii").replace(b"\x7f", b"\\u007f")
+    return json.dumps(entry, ensure_ascii=True, separators=(",", ":")).encode("ascii")
 
 
 def _text(value: str | None) -> str | None:
