@@ -58,7 +58,11 @@ def revoke(*, targets: tuple[str, ...], everything: bool, as_json: bool) -> int:
         )
     elif revoked or not leases:
         seconds = time.monotonic() - began
-        say(f"revoked {counted(len(revoked), 'token')} in {seconds:.1f} s" if revoked else "no such token lives")
+        say(
+            f"revoked {counted(len(revoked), 'token')} in {seconds:.1f} s"
+            if revoked
+            else f"no {'' if everything else 'such '}token lives"
+        )
     for lease in leases:
         if lease not in revoked:
             say_error(f"{describe(lease)} could not be revoked: {failed[lease['id']]['message']}")
