@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from fakes import FakeClock, ScriptedIssuer, make_app
 
-from ghapp.broker import Broker
+from ghapp.broker import Broker, Order
 from ghapp.credential import Credential, Query, Repository
 from ghapp.errors import (
     AppRejected,
@@ -19,6 +19,7 @@ from ghapp.errors import (
     GhappError,
     GitHubFailing,
     KeyUnavailable,
+    Locked,
     NetworkFailed,
     NotInstalled,
     NotSelected,
@@ -29,6 +30,7 @@ from ghapp.errors import (
     UsageError,
 )
 from ghapp.installation import ALL, Scope
+from ghapp.lease import Lease
 
 
 ONE = Repository("acme", "one")
@@ -1174,6 +1176,196 @@ async def test_leases_of_an_api_no_longer_configured_are_left_alone(broker: Brok
 
     assert await broker.revoke_all() == (0, 0)
     assert isinstance(await broker.fill(ask()), Credential | None)
+
+
+async def test_a_mint_under_way_is_waited_for_and_its_token_revoked(broker: Broker, issuer: ScriptedIssuer) -> None:
+    issuer.lag = 1
+    asking = asyncio.create_task(filled(broker))
+    await eventually(lambda: issuer.minted == 1)
+
+    assert await broker.revoke_all() == (1, 0)
+    assert issuer.revoked == [(await asking).token]
+
+
+async def test_a_mint_that_does_not_end_in_time_may_leave_a_token(clock: FakeClock, issuer: ScriptedIssuer) -> None:
+    broker = Broker(clock, revoke_budget=0.02)
+    broker.configure([issuer])
+    issuer.hold = asyncio.Event()
+    asking = asyncio.create_task(broker.lease(await order_of(issuer)))
+    await eventually(lambda: issuer.count("create_token") == 1)
+
+    assert await broker.revoke_all() == (0, 1)
+    issuer.hold.set()
+    await asking
+
+
+async def order_of(issuer: ScriptedIssuer) -> Order:
+    installation = issuer.installations["acme"]
+    scope = Scope(issuer.app.api, issuer.app.issuer, issuer.key, installation.id, ("one",), (("contents", "write"),))
+    return Order(issuer, scope, "acme", None)
+
+
+async def test_no_more_tokens_are_revoked_in_a_minute_than_github_takes(
+    broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
+) -> None:
+    order = await order_of(issuer)
+    leases = [Lease(f"l{n}", order.scope, "bot", "acme", ("one",), (), f"ghs_{n}", 9e9) for n in range(155)]
+    for lease in leases:
+        broker._book.put(lease)
+
+    first = await broker.revoke(leases)
+    assert (len(first.revoked), first.failed, first.wait) == (150, [], 61.0)
+    clock.advance(60.5)
+    rest = [lease for lease in leases if lease not in first.revoked]
+    assert (await broker.revoke(rest)).revoked == []
+    clock.advance(1)
+    assert len((await broker.revoke(rest)).revoked) == 5
+    assert issuer.count("revoke_token") == 155
+
+
+async def test_when_github_wants_us_to_wait_no_more_revocations_are_sent(
+    broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
+) -> None:
+    await many_leases(broker, issuer, 30)
+    issuer.errors["revoke_token"] = [RateLimited("wait", wait=60)]
+    held = await broker.retire()
+
+    result = await broker.revoke(held)
+    assert (result.failed, result.wait) == ([], 60.0)
+    assert issuer.count("revoke_token") < 30
+    sent = issuer.count("revoke_token")
+    assert (await broker.revoke(await broker.retire())).revoked == []
+    assert issuer.count("revoke_token") == sent
+    clock.advance(61)
+    await broker.revoke(await broker.retire())
+    assert broker.leases() == []
+
+
+async def test_what_is_to_be_revoked_is_handed_out_no_more_and_not_forgotten(
+    broker: Broker, issuer: ScriptedIssuer
+) -> None:
+    first = await filled(broker)
+    other = await filled(broker, ask("two"))
+    (chosen,) = await broker.retire(lambda lease: lease.repositories == ("one",))
+    issuer.errors["revoke_token"] = [NetworkFailed("no route")]
+
+    result = await broker.revoke([chosen])
+
+    assert [(lease.token, error.code) for lease, error in result.failed] == [(first.token, "E11")]
+    assert (await filled(broker)).token != first.token
+    assert (await filled(broker, ask("two"))).token == other.token
+    assert first.token in {lease.token for lease, _ in broker.leases()}
+    assert (await broker.revoke_all())[0] == 3
+    assert first.token in issuer.revoked
+
+
+async def test_a_token_of_an_api_that_is_configured_no_more_cannot_be_revoked(
+    broker: Broker, issuer: ScriptedIssuer
+) -> None:
+    await many_leases(broker, issuer, 1)
+    held = await broker.retire()
+    broker.configure([])
+
+    assert [error.code for _, error in (await broker.revoke(held)).failed] == ["E51"]
+
+
+# -- the lock ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("revoke", [False, True])
+async def test_a_locked_broker_answers_nothing_and_holds_nothing(
+    broker: Broker, issuer: ScriptedIssuer, *, revoke: bool
+) -> None:
+    first = await filled(broker)
+
+    assert await broker.lock(revoke=revoke) == (int(revoke), 0)
+
+    assert (broker.locked, broker.leases(), issuer.revoked) == (True, [], [first.token] * revoke)
+    assert broker._renewals == {}
+    calls = list(issuer.calls)
+    assert isinstance(await refused(broker, ask(owner="nobody")), Locked)
+    assert issuer.calls == calls
+    with pytest.raises(Locked):
+        await broker.token("github.com", [ONE], None)
+    assert issuer.minted == 1
+    broker.unlock()
+    assert (await filled(broker)).token != first.token
+
+
+@pytest.mark.parametrize("revoke", [False, True])
+async def test_a_token_that_is_being_minted_when_the_lock_falls_is_given_to_nobody_and_ended(
+    broker: Broker, issuer: ScriptedIssuer, *, revoke: bool
+) -> None:
+    issuer.lag = 1_000
+    asking = asyncio.create_task(refused(broker))
+    await eventually(lambda: issuer.looks == 1)
+
+    dead, alive = await broker.lock(revoke=revoke)
+
+    assert isinstance(await asking, Locked)
+    assert (len(issuer.revoked), issuer.minted, issuer.looks, broker.leases()) == (1, 1, 1, [])
+    assert (dead, alive) == (int(revoke), 0)
+    broker.unlock()
+    issuer.lag = 0
+    await filled(broker)
+
+
+async def test_a_lock_forgets_what_another_try_could_not_end(broker: Broker, issuer: ScriptedIssuer) -> None:
+    await filled(broker)
+    issuer.errors["revoke_token"] = [NetworkFailed("no route")]
+
+    assert await broker.lock(revoke=True) == (0, 1)
+    assert len(broker.leases()) == 1
+    await broker.lock()
+    assert broker.leases() == []
+
+
+# -- the audit trail -----------------------------------------------------------------------------------------------
+
+
+class Notes:
+    """A recorder that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, str, str]] = []
+
+    def record(
+        self,
+        action: str,
+        outcome: str,
+        *,
+        repository: str = "",
+        scope: Scope | None = None,
+        lease: Lease | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        assert (scope is None) is not (lease is None)
+        assert seconds is None or seconds >= 0
+        self.heard.append((action, outcome, repository))
+
+
+async def test_every_answer_mint_renewal_and_revocation_is_noted(clock: FakeClock, issuer: ScriptedIssuer) -> None:
+    notes = Notes()
+    broker = Broker(clock, recorder=notes)
+    broker.configure([issuer])
+    await filled(broker)
+    await broker.token("github.com", [ONE], None)
+    clock.advance(3600 - 300 - 200)
+    await filled(broker)
+    await settled(broker)
+    broker.erase((await filled(broker)).token)
+    issuer.errors["create_token"] = [GitHubFailing("HTTP 502")]
+    await refused(broker)
+    issuer.errors["revoke_token"] = [NetworkFailed("no route")]
+    await broker.revoke_all()
+    await broker.revoke_all()
+
+    actions = [(action, outcome) for action, outcome, _ in notes.heard]
+    assert actions[:4] == [("mint", "ok"), ("answer", "ok"), ("mint", "ok"), ("answer", "ok")]
+    assert {("renewal", "ok"), ("erase", "ok"), ("mint", "E27"), ("revocation", "E11"), ("revocation", "ok")} <= {
+        *actions
+    }
+    assert {repository for action, _, repository in notes.heard if action == "answer"} == {"acme/one"}
 
 
 def test_what_declines_lets_git_go_on_and_what_fails_does_not() -> None:

@@ -272,7 +272,7 @@ def test_completion_scripts_are_whole(ghapp: Ghapp, shell: str) -> None:
 def test_status_without_a_daemon_is_0_and_starts_none(ghapp: Ghapp) -> None:
     found = ghapp("status", "--json").json()
 
-    assert {"running", "pid", "version", "uptime", "leases", "mints", "hits", "rss_bytes", "clock_offset", "apps"} == {
+    assert {"running", "pid", "version", "uptime", "leases", "mints", "hits", "rss_bytes", "clock_offset", "apps"} <= {
         *found
     }
     assert found["running"] is False

@@ -188,6 +188,43 @@ async def test_sighup_reads_the_config_and_a_broken_one_keeps_the_old(
         assert "password" in await get(directory)
 
 
+@pytest.mark.usefixtures("app")
+async def test_sigusr1_drops_the_keys_and_the_next_mint_reads_them_again(directory: Path, github: StandIn) -> None:
+    async with running(directory) as running_daemon:
+
+        def keys() -> int:
+            signers = [key.signer for issuer in running_daemon._key_holders for key in issuer._keys]
+            return sum(signer._key is not None for signer in signers)  # type: ignore[attr-defined]  # a local one's
+
+        token = (await get(directory))["password"]
+        assert keys() == 1
+        os.kill(os.getpid(), signal.SIGUSR1)
+        await soon(lambda: keys() == 0)
+        assert (await get(directory))["password"] == token
+        running_daemon._broker.erase(token)
+        assert (await get(directory))["password"] != token
+        assert keys() == 1
+
+    assert len(github.mints) == 2
+
+
+async def test_a_locked_daemon_does_not_end_by_itself(
+    directory: Path, app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(app, '[daemon]\nidle_timeout = "1s"\n')
+    async with running(directory) as running_daemon:
+        await call(directory, "lock")
+        monkeypatch.setattr(running_daemon._package, "successor", lambda: "9.9")
+        looks = asyncio.Event()
+        asyncio.get_running_loop().call_later(1.2, looks.set)
+        await looks.wait()
+        running_daemon._watch_idleness()
+        assert "locked" in (await get(directory))["error"]
+        assert not running_daemon._ending.is_set()
+        await call(directory, "unlock")
+        await soon(running_daemon._ending.is_set)
+
+
 async def test_what_keeps_an_app_from_github_is_in_the_status(directory: Path, app: App) -> None:
     app.add_key()
     app.remove_key(app.private_key_pem)

@@ -6,8 +6,10 @@ across an await.
 """
 
 import asyncio
+import contextvars
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -15,11 +17,14 @@ from ghapp.credential import Credential, Query, Repository
 from ghapp.errors import (
     AppRejected,
     BadAnswer,
+    ConfigError,
     Declined,
     Failed,
     ForeignUser,
     GhappError,
     KeyUnavailable,
+    Locked,
+    NetworkFailed,
     NotInstalled,
     NotSelected,
     PathMissing,
@@ -51,6 +56,8 @@ REVOKE_AT_ONCE = 10
 PROBE_PAUSES = (0.25, 0.5, 1.0, 2.0, 3.0, 3.0)  # seconds between looks, 10 in all; GitHub's lag is mostly under 4
 UNPROBED = 600.0  # seconds for which a scope whose probe ran out is not probed again
 RENEW_AGAIN = 30.0  # seconds
+
+OK = "ok"
 
 LOOK_AROUND: Permissions = (("metadata", "read"),)  # the least that a token can have
 
@@ -139,6 +146,49 @@ class TokenIssuer(Protocol):
         ...
 
 
+class Recorder(Protocol):
+    """Keeps the audit trail; it blocks nobody and raises nothing."""
+
+    def record(
+        self,
+        action: str,
+        outcome: str,
+        *,
+        repository: str = "",
+        scope: Scope | None = None,
+        lease: Lease | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        """Note that something was done, and for whom; `outcome` is ``ok`` or an error's code."""
+        ...
+
+
+class NoRecord:
+    """Keeps nothing."""
+
+    def record(
+        self,
+        action: str,
+        outcome: str,
+        *,
+        repository: str = "",
+        scope: Scope | None = None,
+        lease: Lease | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        """Do nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """What came of an attempt to end tokens; those in neither list were not tried."""
+
+    revoked: list[Lease]
+    failed: list[tuple[Lease, GhappError]]
+    wait: float
+    """Seconds until it makes sense to try those that were not tried."""
+
+
 Attempt = Callable[[TokenIssuer, Sequence[Place]], Awaitable[Lease]]
 
 
@@ -153,8 +203,11 @@ class Broker:
         work_budget: float = WORK_BUDGET,
         revoke_budget: float = REVOKE_BUDGET,
         probe_pauses: Sequence[float] = PROBE_PAUSES,
+        recorder: Recorder | None = None,
     ) -> None:
         self._clock = clock
+        self._recorder: Recorder = recorder or NoRecord()
+        self._locked = asyncio.Event()
         self._budget = budget
         self._revoke_budget = revoke_budget
         self._issuers: tuple[TokenIssuer, ...] = ()
@@ -168,6 +221,7 @@ class Broker:
         self._renewals: dict[Scope, asyncio.TimerHandle] = {}
         self.mints = 0
         self.hits = 0
+        self.revocations = 0
 
     def configure(self, issuers: Sequence[TokenIssuer], *, probe: bool = True) -> None:
         """Answer for these apps from now on. Leases stay: their scope says whether they still fit.
@@ -210,16 +264,27 @@ class Broker:
         Raises `Declined` if we are but no token can exist, `Failed` if it could not be had within the budget.
         """
         key = (query.host, query.repository.key if query.repository else None, query.our_username)
-        self._restraint.raise_remembered(key, self._clock.boot())
+        began = self._clock.boot()
+        self._raise_if_locked()
+        self._restraint.raise_remembered(key, began)
         try:
             async with within(self._budget):
-                return await self._fill(query)
+                lease = await self._fill(query)
+                if lease is None:
+                    return None
+                credential = self._credential(lease)
+                self._note_answer(lease, query.repository, began)
+                return credential
         except GhappError as error:
             if not isinstance(error, AppRejected | RateLimited):  # that is known of the app; another may be free sooner
                 self._restraint.remember(key, error, self._clock.boot())
             raise
 
-    async def _fill(self, query: Query) -> Credential | None:
+    def _note_answer(self, lease: Lease, repository: Repository | None, began: float) -> None:
+        name, seconds = str(repository or ""), self._clock.boot() - began
+        self._recorder.record("answer", OK, repository=name, lease=lease, seconds=seconds)
+
+    async def _fill(self, query: Query) -> Lease | None:
         repository = query.repository
         if repository is None:
             return await self._fill_without_path(query)
@@ -229,8 +294,7 @@ class Broker:
                 raise _foreign_user(query)
             return await self._lease_for_git(issuer, places[0], query)
 
-        lease = await self._first_that_can(query.host, [repository], at)
-        return None if lease is None else self._credential(lease)
+        return await self._first_that_can(query.host, [repository], at)
 
     async def _lease_for_git(self, issuer: TokenIssuer, place: Place, query: Query) -> Lease:
         installation = place.installation
@@ -243,7 +307,7 @@ class Broker:
             self._book.drop(query.rejected)
         return await self.lease(Order(issuer, scope, installation.account, query.repository))
 
-    async def _fill_without_path(self, query: Query) -> Credential | None:
+    async def _fill_without_path(self, query: Query) -> Lease:
         """Answer a request that names no repository: possible only when there is nothing to choose."""
         for last in (False, True):
             places = [
@@ -258,7 +322,7 @@ class Broker:
             if not query.our_username:
                 raise _foreign_user(query)
             try:
-                return self._credential(await self._lease_for_git(*places[0], query))
+                return await self._lease_for_git(*places[0], query)
             except (NotInstalled, PermissionMissing, Suspended):
                 if last:
                     raise
@@ -266,13 +330,17 @@ class Broker:
         raise AssertionError("unreachable")
 
     def _credential(self, lease: Lease) -> Credential:
+        self._raise_if_locked()  # since the lease was found
         self._book.count_use(lease, self._clock.boot())
         remaining = lease.remaining(self._clock.boot())
         return Credential(lease.id, lease.token, int(self._clock.wall() + remaining))
 
     def erase(self, password: str) -> bool:
         """Forget the lease whose token git saw rejected; tell whether there was one."""
-        return self._book.drop_token(password) is not None
+        lease = self._book.drop_token(password)
+        if lease is not None:
+            self._recorder.record("erase", OK, lease=lease)
+        return lease is not None
 
     # -- answers to people and tools -----------------------------------------------------------------------------
 
@@ -303,13 +371,16 @@ class Broker:
             scope = await _scope(issuer, installation, named, wanted)
             return await self.lease(Order(issuer, scope, installation.account, repositories[0]))
 
+        began = self._clock.boot()
         async with within(self._budget):
             lease = await self._first_that_can(host, repositories, at)
+        self._raise_if_locked()
         if lease is None:
             raise NotInstalled(
                 f"no app of yours is installed on {repositories[0].owner}", hint="ghapp app list shows the apps"
             )
         self._book.count_use(lease, self._clock.boot())
+        self._note_answer(lease, repositories[0], began)
         return lease
 
     async def lease_to_look_around(self, name: str, owner: str) -> Lease:
@@ -338,24 +409,131 @@ class Broker:
         """Return the living leases and how often each was handed out."""
         return [(lease, self._book.uses(lease)) for lease in self._book.live(self._clock.boot())]
 
-    async def revoke_all(self) -> tuple[int, int]:
-        """End every token at GitHub; return how many are dead and how many could not be ended in time."""
-        by_api = {issuer.app.api: issuer for issuer in self._issuers}
+    # -- taking back ---------------------------------------------------------------------------------------------
+
+    async def retire(self, fits: Callable[[Lease], bool] = lambda _: True) -> list[Lease]:
+        """Return the leases that fit, those being minted just now included, and hand them out no more.
+
+        They are held until `revoke` has ended them, or GitHub has.
+        """
+        await self._mints_under_way()
+        found = [lease for lease, _ in self.leases() if fits(lease)]
+        for lease in found:
+            self._book.retire(lease.id)
+        return found
+
+    async def _mints_under_way(self) -> bool:
+        """Wait for the mints under way, and tell whether there were any."""
+        mints = self._flights.under_way(Scope)
+        if mints:
+            await asyncio.wait(mints)
+        return bool(mints)
+
+    async def revoke(self, leases: Iterable[Lease]) -> Revocation:
+        """End tokens at GitHub, a few at a time and no more a minute than GitHub takes.
+
+        What could not be ended stays in the book, so that the next attempt finds it.
+        """
         gate = asyncio.Semaphore(REVOKE_AT_ONCE)
+        result = Revocation([], [], 0.0)
+        waits: list[float] = []
 
         async def end(lease: Lease) -> None:
             async with gate:
-                await by_api[lease.scope.api].revoke_token(lease.token)
-            self._book.drop(lease.id)
+                waits.append(self._restraint.wait_to_revoke(lease.scope.api, self._clock.boot()))
+                if waits[-1] > 0:
+                    return
+                self._restraint.count_revocation(lease.scope.api, self._clock.boot())
+                try:
+                    await self._end(lease)
+                except RateLimited as error:
+                    waits.append(error.remember)
+                    self._restraint.hold_revocations(lease.scope.api, error, self._clock.boot())
+                except GhappError as error:
+                    result.failed.append((lease, error))
+                else:
+                    result.revoked.append(lease)
 
-        leases = [lease for lease, _ in self.leases() if lease.scope.api in by_api]
         tasks = [asyncio.create_task(end(lease)) for lease in leases]
-        done, late = await asyncio.wait(tasks, timeout=self._revoke_budget) if tasks else (set(), set())
-        for task in late:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        dead = sum(not task.cancelled() and task.exception() is None for task in done)
-        return dead, len(leases) - dead
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+        return Revocation(result.revoked, result.failed, max(waits, default=0.0))
+
+    async def _end(self, lease: Lease) -> None:
+        began = self._clock.boot()
+        outcome = NetworkFailed.code  # also of a call that is given up because time is out
+        try:
+            await self._issuer_of(lease).revoke_token(lease.token)
+            self._book.drop(lease.id)
+            self.revocations += 1
+            outcome = OK
+        except GhappError as error:
+            outcome = error.code
+            raise
+        finally:
+            self._recorder.record("revocation", outcome, lease=lease, seconds=self._clock.boot() - began)
+
+    def _issuer_of(self, lease: Lease) -> TokenIssuer:
+        """Return GitHub for the API that the token is of; a token needs no key to be ended."""
+        for issuer in self._issuers:
+            if issuer.app.api == lease.scope.api:
+                return issuer
+        raise ConfigError(f"no app on {lease.scope.api} is configured any more", hint="ghapp app add --help")
+
+    async def revoke_all(self) -> tuple[int, int]:
+        """End every token at GitHub, in the time there is; return how many are dead, and how many may not be."""
+        before = self.revocations
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._revoke_budget):
+                again = True
+                while again:  # those that were being minted meanwhile
+                    leases = self._revocable()
+                    for lease in leases:
+                        self._book.retire(lease.id)
+                    again, _ = await asyncio.gather(self._mints_under_way(), self.revoke(leases))
+        return self.revocations - before, len(self._revocable()) + len(self._flights.under_way(Scope))
+
+    def _revocable(self) -> list[Lease]:
+        apis = {issuer.app.api for issuer in self._issuers}
+        return [lease for lease, _ in self.leases() if lease.scope.api in apis]
+
+    # -- the lock ------------------------------------------------------------------------------------------------
+
+    @property
+    def locked(self) -> bool:
+        """Whether nothing is answered."""
+        return self._locked.is_set()
+
+    async def lock(self, *, revoke: bool = False) -> tuple[int, int]:
+        """Answer nothing from now on, and hold no token; return how many were revoked, and how many could not be.
+
+        A token that is being minted is revoked, for nobody will get it. What was to be revoked and could not be is
+        the only thing that stays, so that it can be tried again.
+        """
+        self._locked.set()
+        for timer in self._renewals.values():
+            timer.cancel()
+        self._renewals.clear()
+        if revoke:
+            return await self.revoke_all()
+        self._book.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._revoke_budget):
+                await self._mints_under_way()
+        self._book.clear()
+        return 0, 0
+
+    def unlock(self) -> None:
+        """Answer again."""
+        self._locked.clear()
+        self._restraint.forget()
+
+    def _raise_if_locked(self) -> None:
+        if self.locked:
+            raise Locked
 
     # -- which app, and where ------------------------------------------------------------------------------------
 
@@ -470,6 +648,7 @@ class Broker:
         Near its end a lease is served while its successor is minted behind it; while minting fails, down to its last
         minute and without waiting for the next failure.
         """
+        self._raise_if_locked()
         held = self._book.find(order.scope, self._clock.boot(), at_least=LAST_RESORT)
         left = 0.0 if held is None else held.remaining(self._clock.boot())
         if held is not None and left >= RENEW_AHEAD:
@@ -509,9 +688,26 @@ class Broker:
         """Set the one timer of the scope; one for each mint would live as long as the use goes on."""
         if earlier := self._renewals.pop(order.scope, None):
             earlier.cancel()
-        self._renewals[order.scope] = asyncio.get_running_loop().call_later(seconds, self._renew_ahead, order)
+        self._renewals[order.scope] = asyncio.get_running_loop().call_later(
+            seconds,
+            self._renew_ahead,
+            order,
+            context=contextvars.Context(),  # of nobody: who asked for the first one does not ask for this
+        )
 
     async def _mint(self, order: "Order") -> Lease:
+        action = "mint" if self._book.find(order.scope, self._clock.boot(), at_least=0.0) is None else "renewal"
+        name, began = str(order.repository or f"{order.owner}/*"), self._clock.boot()
+        try:
+            lease = await self._mint_unnoted(order)
+        except GhappError as error:
+            seconds = self._clock.boot() - began
+            self._recorder.record(action, error.code, repository=name, scope=order.scope, seconds=seconds)
+            raise
+        self._recorder.record(action, OK, repository=name, lease=lease, seconds=self._clock.boot() - began)
+        return lease
+
+    async def _mint_unnoted(self, order: "Order") -> Lease:
         issuer, scope = order.issuer, order.scope
         now = self._clock.boot
         self._restraint.raise_remembered((scope.api, scope.issuer), now())  # what is not sent is not counted
@@ -536,7 +732,18 @@ class Broker:
             raise BadAnswer(
                 f"GitHub issued another token than was asked for: {wrong}; it {await _revoked(issuer, issued.token)}"
             )
-        lease = Lease(
+        lease = self._lease_of(order, issued, ends)
+        if self.locked:  # nobody gets it
+            with suppress(GhappError):
+                await self._end(lease)
+            raise Locked
+        self._book.put(lease)
+        self._renew_in(max(0.0, lease.remaining(now()) - RENEW_AHEAD), order)
+        return lease
+
+    def _lease_of(self, order: "Order", issued: IssuedToken, ends: float) -> Lease:
+        issuer, scope = order.issuer, order.scope
+        return Lease(
             id=secrets.token_hex(6),
             scope=scope,
             app=issuer.app.name,
@@ -546,9 +753,6 @@ class Broker:
             token=issued.token,
             ends=ends,
         )
-        self._book.put(lease)
-        self._renew_in(max(0.0, lease.remaining(now()) - RENEW_AHEAD), order)
-        return lease
 
     def _will_probe(self, order: "Order") -> bool:
         if not self._probe or order.repository is None or "contents" not in dict(order.scope.permissions):
@@ -559,9 +763,11 @@ class Broker:
         """Wait until the git servers know the token: for seconds they may answer 404, and git does not try again."""
         assert order.repository is not None  # noqa: S101  # _will_probe said so
         for pause in self._probe_pauses:
-            if await order.issuer.sees(order.repository, token):
+            if self.locked or await order.issuer.sees(order.repository, token):
                 return
-            await asyncio.sleep(pause)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._locked.wait()
         self._unprobed_until[order.scope] = self._clock.boot() + UNPROBED
 
     async def _asking(self, issuer: TokenIssuer, call: Callable[[], Awaitable[Result]]) -> Result:

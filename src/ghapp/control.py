@@ -3,14 +3,16 @@
 No method takes code, a module's name or a path that the daemon would run.
 """
 
+import contextlib
 import inspect
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from ghapp.errors import GhappError
-from ghapp.listener import Connection
+from ghapp.listener import Connection, Peer
 
 
 MAX_LINE = 256 * 1024  # 500 repositories' names are 50 KiB
@@ -25,14 +27,23 @@ log = logging.getLogger(__name__)
 class ControlServer:
     """Answers any number of requests a connection, in order."""
 
-    def __init__(self, methods: Mapping[str, Method], *, on_error: Callable[[GhappError], None]) -> None:
+    def __init__(
+        self,
+        methods: Mapping[str, Method],
+        *,
+        on_error: Callable[[GhappError], None],
+        called_by: Callable[[Peer], AbstractContextManager[None]] = lambda _: contextlib.nullcontext(),
+    ) -> None:
+        """`called_by` names the peer in what is recorded while its request is served."""
         self._methods = methods
+        self._called_by = called_by
         self._on_error = on_error
 
     async def handle(self, connection: Connection) -> None:
         """Serve one connection until the client closes it."""
         while line := await connection.read_until(b"\n", MAX_LINE):
-            answer = await self.respond(line)
+            with self._called_by(connection.peer):
+                answer = await self.respond(line)
             if answer is not None:
                 await connection.write(answer + b"\n")
 

@@ -13,18 +13,20 @@ import logging
 import os
 import signal
 import sys
+import weakref
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NoReturn
 
 from ghapp import activation, autostart, config, logs, paths, process
+from ghapp.audit import Audit
 from ghapp.broker import Broker, Clock, IssuedToken, TokenIssuer
 from ghapp.clock import SystemClock
 from ghapp.config import Config
 from ghapp.control import ControlServer
 from ghapp.credential import Repository, parse_repository
-from ghapp.errors import DaemonFailed, GhappError, NotInstalled, UsageError
+from ghapp.errors import DaemonFailed, GhappError, Locked, NotInstalled, UsageError
 from ghapp.installation import ALL, Installation, Scope, permissions_of
 from ghapp.lease import Lease, token_sha256
 from ghapp.listener import MAX_CONNECTIONS, Listener
@@ -127,7 +129,9 @@ class Daemon:
         self._started = clock.boot()
         self._last_activity = self._started
         self._config = Config()
-        self._broker = Broker(clock)
+        self._audit = Audit(config.state_dir(), clock)
+        self._broker = Broker(clock, recorder=self._audit)
+        self._key_holders: weakref.WeakSet[AppClient] = weakref.WeakSet()
         self._rim: dict[str, ModuleType] = {}
         self._ready = asyncio.Event()
         self._unusable: GhappError | None = None
@@ -146,21 +150,27 @@ class Daemon:
             ready=self._wait_until_ready,
             quit_on_error=lambda: self._config.quit_on_error,
             on_error=self._note_error,
+            audit=self._audit,
         )
         control = ControlServer(
             {
                 "bot": self._bot,
                 "installations": self._installations,
                 "leases": self._leases,
+                "lock": self._lock_all,
                 "reload": self._reload,
                 "repos": self._repos,
+                "retire": self._retire,
+                "revoke": self._revoke,
                 "status": self._status,
                 "stop": self._stop,
                 "token": self._token,
+                "unlock": self._unlock,
                 "verify_app": self._verify_app,
                 "verify_key": self._verify_key,
             },
             on_error=self._note_error,
+            called_by=self._audit.called_by,
         )
         clients = min(MAX_CONNECTIONS, process.connection_budget())
         for_control = max(2, clients // 4)  # git's clients must not keep the command line out
@@ -189,6 +199,7 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ending.set)
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        loop.add_signal_handler(signal.SIGUSR1, self._forget_keys)
         if self._lock is not None:
             process.mark_serving(self._lock)
         self._watchdog.watch()
@@ -226,6 +237,7 @@ class Daemon:
                 async with asyncio.timeout(GRACE):
                     await github.aclose()
         self._threads.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self._audit.close)
         log.info("ended")
 
     # -- the rim, imported late ----------------------------------------------------------------------------------
@@ -246,6 +258,11 @@ class Daemon:
         self._ready.set()
 
     async def _wait_until_ready(self) -> None:
+        if self._broker.locked:
+            raise Locked
+        await self._wait_until_whole()
+
+    async def _wait_until_whole(self) -> None:
         await self._ready.wait()
         if self._unusable is not None:
             raise DaemonFailed(self._unusable.message, hint=self._unusable.hint)
@@ -273,6 +290,7 @@ class Daemon:
             key_ttl=self._config.key_ttl,
             afresh=afresh,
         )
+        self._key_holders.add(issuer)
         return issuer
 
     def _github(self, api: str) -> "GitHub":
@@ -296,12 +314,14 @@ class Daemon:
         self._watchdog.watch()
         self._last_activity = self._clock.boot()
         self._mend_sockets()
+        if self._broker.locked:
+            return  # whoever follows would not be
         if not self._ending.is_set() and (successor := self._package.successor()):
             log.info("ghapp %s was installed; the next request starts it", successor)
             self._ending.set()
 
     def _note_error(self, error: GhappError) -> None:
-        if error.inherited and not self._ending.is_set():
+        if error.inherited and not self._ending.is_set() and not self._broker.locked:
             log.info("the environment that we were started in does not serve any more (%s)", error.code)
             self._ending.set()
 
@@ -317,7 +337,7 @@ class Daemon:
         if self._ending.is_set():
             return
         left = self._last_activity + limit - self._clock.boot()
-        if left <= 0 and not any(listener.connections for listener in self._listeners):
+        if left <= 0 and not self._broker.locked and not any(listener.connections for listener in self._listeners):
             log.info("idle for %.0f s", limit)
             self._ending.set()
             return
@@ -380,6 +400,7 @@ class Daemon:
             "pid": os.getpid(),
             "version": VERSION,
             "uptime": round(self._clock.boot() - self._started, 3),
+            "locked": self._broker.locked,
             "leases": len(self._broker.leases()),
             "mints": self._broker.mints,
             "hits": self._broker.hits,
@@ -540,6 +561,55 @@ class Daemon:
             "installations": [_describe_installation(entry) for entry in await issuer.list_installations()],
         }
 
+    async def _retire(self, targets: list[str]) -> list[dict[str, object]]:
+        """Return the leases that `revoke` is to end, and hand them out no more; without targets, all.
+
+        A target is a lease, OWNER/REPO or OWNER/*; a token that reaches one repository among others is meant too.
+        """
+        await self._wait_until_whole()
+        found = await self._broker.retire(lambda lease: not targets or any(_is_meant(lease, one) for one in targets))
+        return [self._describe(lease) for lease in found]
+
+    async def _revoke(self, leases: list[str]) -> dict[str, object]:
+        """Try to end a few leases; those that are neither revoked nor failed are to be tried after `wait` seconds."""
+        await self._wait_until_whole()
+        chosen = set(leases)
+        held = [lease for lease, _ in self._broker.leases() if lease.id in chosen]
+        result = await self._broker.revoke(held)
+        gone = sorted(chosen - {lease.id for lease in held})  # ended or expired meanwhile
+        return {
+            "revoked": [*gone, *(lease.id for lease in result.revoked)],
+            "failed": {
+                lease.id: {"code": error.code, "message": error.message, "hint": error.hint}
+                for lease, error in result.failed
+            },
+            "wait": result.wait,
+        }
+
+    async def _lock_all(self, revoke: bool = False) -> dict[str, object]:  # noqa: FBT001, FBT002  # as above
+        """Answer nothing until `unlock`, and hold neither key nor token."""
+        self._forget_keys()
+        dead, alive = await self._broker.lock(revoke=revoke)
+        self._forget_keys()  # one that was signing just now
+        self._audit.record("lock", "ok")
+        log.info("locked")
+        return {"locked": True, "revoked": dead, "not_revoked": alive}
+
+    async def _unlock(self) -> dict[str, object]:
+        """Answer again; tell whether we did not."""
+        was_locked = self._broker.locked
+        self._broker.unlock()
+        self._read_config()
+        if was_locked:
+            self._audit.record("unlock", "ok")
+            log.info("unlocked")
+        return {"was_locked": was_locked}
+
+    def _forget_keys(self) -> None:
+        """Let every key leave memory; what is signed next reads its key again."""
+        for issuer in list(self._key_holders):
+            issuer.forget()
+
     async def _reload(self) -> None:
         self._read_config()
 
@@ -550,7 +620,7 @@ class Daemon:
         """
         self._leave()
         await self._listeners[0].drain(GRACE)
-        dead, alive = await self._broker.revoke_all() if revoke else (0, 0)
+        dead, alive = await self._broker.lock(revoke=True) if revoke else (0, 0)
         asyncio.get_running_loop().call_soon(self._ending.set)
         return {"pid": os.getpid(), "revoked": dead, "not_revoked": alive}
 
@@ -564,6 +634,15 @@ def _describe_installation(installation: Installation) -> dict[str, object]:
         "suspended": installation.suspended,
         "html_url": installation.html_url,
     }
+
+
+def _is_meant(lease: Lease, target: str) -> bool:
+    owner, slash, name = target.lower().partition("/")
+    if not slash:
+        return lease.id == owner
+    if lease.owner.lower() != owner:
+        return False
+    return name == "*" or lease.repositories is None or name in {each.lower() for each in lease.repositories}
 
 
 def _repository(name: str) -> Repository:

@@ -28,6 +28,7 @@
         │   ├── KeyMissing        E35   the key is not in the keyring
         │   └── KeyringFailed     E37   the keyring failed, or would not protect the key
         ├── DaemonFailed      E41       the daemon cannot be started or reached
+        ├── Locked            E42       `ghapp lock` was said, and `ghapp unlock` was not yet
         ├── RuntimeDirectoryRefused E43 the runtime directory, or what lies on a socket's path, is not safe to use
         ├── ConfigError       E51       the configuration cannot be used
         ├── GitConfigFailed   E52       git's configuration cannot be read or written
@@ -232,6 +233,16 @@ class DaemonFailed(Failed):
     """The daemon cannot be started or reached."""
 
     code = "E41"
+
+
+class Locked(Failed):
+    """Somebody locked ghapp: it answers nothing until it is unlocked."""
+
+    code = "E42"
+    remember = 0.0  # what is asked a moment after the unlocking is answered
+
+    def __init__(self, message: str = "ghapp is locked", *, hint: str = "ghapp unlock") -> None:
+        super().__init__(message, hint=hint)
 
 
 class RuntimeDirectoryRefused(Failed):

@@ -90,6 +90,21 @@ class LeaseBook:
             del self._current[lease.scope]
         return lease
 
+    def retire(self, lease_id: str) -> Lease | None:
+        """Hand the lease with that id out no more; it is held until GitHub has ended it. None if it is not held."""
+        lease = self._leases.get(lease_id)
+        if lease is not None and self._current.get(lease.scope) is lease:
+            del self._current[lease.scope]
+        return lease
+
+    def clear(self, *, but_retired: bool = False) -> None:
+        """Forget every lease, or every one that could still be handed out."""
+        current = {lease.id for lease in self._current.values()}
+        for lease_id in list(self._leases):
+            if not but_retired or lease_id in current:
+                self.drop(lease_id)
+        self._used_at.clear()
+
     def drop_token(self, token: str) -> Lease | None:
         """Forget the lease whose token is exactly `token`.
 

@@ -47,8 +47,13 @@ class Redacted(logging.Formatter):
         elif foreign:
             record.msg, record.args = f"{record.name}: {record.getMessage().partition(chr(10))[0]}", None
         record.exc_info = record.exc_text = record.stack_info = None
-        line = _SECRETS.sub("[secret]", super().format(record))
+        line = redacted(super().format(record))
         return "".join(character if character.isprintable() else "?" for character in line)
+
+
+def redacted(text: str) -> str:
+    """Return `text` without what looks like a secret."""
+    return _SECRETS.sub("[secret]", text)
 
 
 def where(error: BaseException) -> str:

@@ -15,7 +15,9 @@ from ghapp.errors import AppRejected, Declined, Failed, GhappError, NetworkFaile
 
 MINTS_OF_A_SCOPE = 6  # a minute; an erase loop must not get the app throttled
 MINTS_OF_AN_APP = 150  # a minute; GitHub allows about 180
+REVOCATIONS = 150  # a minute and API; GitHub counts five points each, and refuses beyond 900
 MINUTE = 60.0
+LEEWAY = 1.0  # seconds: what we sent a minute ago may have arrived a little later
 MAX_FAILURES = 1_000  # remembered errors; names come from URLs that strangers write
 
 Result = TypeVar("Result")
@@ -66,6 +68,10 @@ class Flights:
             flight.add_done_callback(land)
         return flight
 
+    def under_way(self, kind: type) -> "list[asyncio.Task[Any]]":
+        """Return the work under way for keys of that kind."""
+        return [flight for key, flight in self._flights.items() if isinstance(key, kind)]
+
     async def _work(self, start: Callable[[], Awaitable[Result]]) -> Result:
         """Run with an end of its own: nobody may be left to wait for it, and it must not hold its key for ever."""
         async with within(self._limit):
@@ -80,6 +86,7 @@ class Restraint:
         self._proven: set[Hashable] = set()
         self._gates: dict[Hashable, asyncio.Lock] = {}
         self._paces: dict[Hashable, Pace] = {}
+        self._revocations: dict[Hashable, Pace] = {}
 
     def forget(self) -> None:
         """Ask again whatever was refused; how often tokens were minted is not forgotten."""
@@ -152,6 +159,21 @@ class Restraint:
         of_scope.times.append(now)
         of_app.times.append(now)
         return of_scope
+
+    def wait_to_revoke(self, api: Hashable, now: float) -> float:
+        """Return the seconds until one more token may be revoked; 0 is now."""
+        pace = self._revocations.setdefault(api, Pace())
+        _, until = self._failures.get(("revocations", api), (None, 0.0))
+        wait = pace.times[0] + MINUTE + LEEWAY - now if pace.recent(now - LEEWAY) >= REVOCATIONS else 0.0
+        return max(wait, until - now, 0.0)
+
+    def count_revocation(self, api: Hashable, now: float) -> None:
+        """Count one that is sent now."""
+        self._revocations.setdefault(api, Pace()).times.append(now)
+
+    def hold_revocations(self, api: Hashable, error: RateLimited, now: float) -> None:
+        """Send no more for as long as GitHub said."""
+        self.remember(("revocations", api), error, now)
 
     def last_mint_failed(self, scope: Hashable, now: float) -> bool:
         """Tell whether the last mint for `scope` failed within a minute: later it may as well succeed."""

@@ -1,10 +1,13 @@
 """git.sock: git's credential-cache protocol, answered by the broker."""
 
+import contextlib
 import logging
 import os
+import time
 from collections.abc import Awaitable, Callable, Collection
 from importlib.metadata import version
 
+from ghapp.audit import Audit
 from ghapp.broker import Broker
 from ghapp.credential import answer_attributes, read_query
 from ghapp.errors import DaemonFailed, GhappError, UsageError
@@ -32,17 +35,25 @@ class GitServer:
         ready: Callable[[], Awaitable[None]],
         quit_on_error: Callable[[], bool],
         on_error: Callable[[GhappError], None] = lambda _: None,
+        audit: Audit | None = None,
+        grant: str | None = None,
     ) -> None:
+        """`grant` names the one that is lent here: its lines are kept apart in the audit trail."""
         self._broker = broker
         self._hosts = hosts
         self._ready = ready
         self._quit_on_error = quit_on_error
         self._on_error = on_error
+        self._audit = audit
+        self._grant = grant
 
     async def handle(self, connection: Connection) -> None:
         """Serve one connection."""
         data = await connection.read_until(b"\n\n", MAX_REQUEST)
-        await connection.write(await self.respond(data))
+        audit = self._audit
+        with audit.called_by(connection.peer, of_git=True, grant=self._grant) if audit else contextlib.nullcontext():
+            answer = await self.respond(data)
+        await connection.write(answer)
 
     async def respond(self, data: bytes) -> bytes:
         """Return the whole answer to a whole request."""
@@ -67,6 +78,9 @@ class GitServer:
         query = read_query(request, self._hosts())
         if query is None:
             return []
+        if self._audit is not None:
+            self._audit.look()  # whoever asked may not wait until all is done
+        began = time.monotonic()
         try:
             await self._ready()
             credential = await self._broker.fill(query)
@@ -81,6 +95,9 @@ class GitServer:
             problem = DaemonFailed(f"the daemon failed unexpectedly: {type(error).__name__}", hint=REPORT)
         else:
             return [] if credential is None else answer_attributes(credential, query)
+        if self._audit is not None:
+            seconds, name = time.monotonic() - began, str(query.repository or "")
+            self._audit.record("refusal", problem.code, repository=name, seconds=seconds)
         if not request.shows_messages:
             return []  # git's own client cannot show a reason; ours asks next
         return error_attributes(problem, quit_git=problem.stops_git and self._quit_on_error())

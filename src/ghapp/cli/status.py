@@ -25,6 +25,7 @@ def status(*, as_json: bool) -> None:
         "running": False,
         "pid": None,
         "version": None,
+        "locked": False,
         "uptime": 0,
         "leases": 0,
         "mints": 0,
@@ -44,6 +45,8 @@ def status(*, as_json: bool) -> None:
     uptime = timedelta(seconds=int(found["uptime"]))
     offset = found["clock_offset"]
     click.echo(f"daemon   {found['version']}, pid {found['pid']}, up {uptime}, {found['rss_bytes'] / 1e6:.0f} MB")
+    if found.get("locked"):
+        click.echo("lock     locked, and answers nothing; ghapp unlock")
     click.echo(f"tokens   {found['leases']} live, {found['mints']} minted, {found['hits']} answered without minting")
     click.echo(f"clock    {'not compared with GitHub yet' if offset is None else f'{offset:+.0f} s against GitHub'}")
     for app in found["apps"]:

@@ -13,7 +13,8 @@ from ghapp.signers.keyring import read_from
 def unlock() -> None:
     """Load each key now, so that the keyring can ask you for its password.
 
-    git never makes the keyring ask: nobody may be there to answer.
+    git never makes the keyring ask: nobody may be there to answer. After
+    'ghapp lock' this is what lets ghapp answer again.
 
     \b
     Example:
@@ -27,5 +28,7 @@ def unlock() -> None:
             if reference.startswith("keyring:"):
                 read_from(store, app, reference.removeprefix("keyring:"), interactive=True)
                 loaded += 1
-    call_if_running("reload")
+    answer = call_if_running("unlock")
+    if answer and answer["was_locked"]:
+        say("unlocked")
     say(f"{counted(loaded, 'key')} can be read" if loaded else "no key is in a keyring")

@@ -1,0 +1,159 @@
+"""``ghapp log``."""
+
+import heapq
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ghapp import audit, config, errors
+from ghapp.cli.output import json_option, printable, say
+
+
+LOOK_AGAIN = 0.25  # seconds between two looks for new lines
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_MAX_LINE = 1024 * 1024  # bytes; ours are a few hundred
+
+
+def parse_since(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str:
+    """Turn ``10m``, ``2h`` or a time into the trail's own form; a click callback."""
+    if not value:
+        return ""
+    match = re.fullmatch(r"(\d{1,9})([smhd])", value)
+    if match:
+        return audit.timestamp(max(0.0, time.time() - int(match[1]) * _UNITS[match[2]]))
+    try:
+        return audit.timestamp(datetime.fromisoformat(value.upper()).timestamp())  # without a zone: the local one
+    except (ValueError, OverflowError, OSError):
+        raise click.BadParameter(f"{value!r} is neither 10m, 2h, 1d nor a time such as 2026-11-21T14:00") from None
+
+
+@click.command(short_help="Show the audit trail.")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
+@click.option("--since", callback=parse_since, metavar="T", help="10m, 2h, 1d, or 2026-11-21T14:00.")
+@click.option("--repo", "repository", metavar="R", help="Only OWNER/REPO, or OWNER/*.")
+@json_option
+def log(*, follow: bool, since: str, repository: str | None, as_json: bool) -> None:
+    """Show who got which token when: the whole trail, the oldest first.
+
+    --json prints the lines as they are kept, one object each.
+
+    \b
+    Examples:
+      ghapp log --since 2h --repo acme/rocket
+      ghapp log -f
+    """
+    trail = Trail(config.state_dir())
+    found = False
+    while True:
+        for line, entry in trail.new():
+            if entry["time"] >= since and (repository is None or concerns(entry, repository)):
+                found = True
+                click.echo(line if as_json else readable(entry))
+        if not follow:
+            break
+        sys.stdout.flush()
+        time.sleep(LOOK_AGAIN)
+    if not found and not as_json:
+        say("nothing was recorded" + (" that fits" if since or repository else " yet"))
+
+
+class Trail:
+    """The lines of all files, each once, also when files turn over meanwhile: a file is known by its inode."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._read: dict[tuple[int, int], int] = {}
+        self._whose: set[tuple[int, int]] = set()
+
+    def new(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the lines that came since the last time, the oldest first."""
+        self._whose = set()
+        yield from heapq.merge(
+            *(self._of_series(files) for files in audit.all_series(self._directory)), key=lambda pair: pair[1]["time"]
+        )
+        self._read = {inode: offset for inode, offset in self._read.items() if inode in self._whose}
+
+    def _of_series(self, files: list[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
+        for path in files:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                with os.fdopen(descriptor, "rb") as file:
+                    yield from self._of_file(file)
+
+    def _of_file(self, file: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+        status = os.fstat(file.fileno())
+        inode = (status.st_dev, status.st_ino)
+        self._whose.add(inode)
+        offset = self._read.get(inode, 0)
+        file.seek(offset if offset <= status.st_size else 0)
+        while line := file.readline(_MAX_LINE):
+            if not line.endswith(b"\n"):
+                break  # being written
+            self._read[inode] = file.tell()
+            entry = audit.parse_line(line)
+            if entry is not None:
+                yield printable(line.decode("ascii", "replace").rstrip("\n")), entry
+
+
+def concerns(entry: dict[str, Any], target: str) -> bool:
+    """Tell whether a line is about OWNER/REPO, or about any of OWNER/*."""
+    owner, _, name = target.lower().partition("/")
+    of, _, repository = str(entry.get("repository") or "").lower().partition("/")
+    if of != owner:
+        return False
+    scope = entry.get("scope")
+    names = scope.get("repositories") if isinstance(scope, dict) else None
+    listed = {str(each).lower() for each in names} if isinstance(names, list) else set()
+    return name in {"*", "", repository} or name in listed or (repository == "*" and names == "all")
+
+
+def readable(entry: dict[str, Any]) -> str:
+    """Return a line for a person; nothing in it steers a terminal."""
+    peer = entry.get("peer")
+    who = peer if isinstance(peer, dict) else {}
+    command = who.get("command") or Path(str(who.get("exe") or "?")).name
+    place = f" in {who['cwd']}" if who.get("cwd") else ""
+    program = f", {who['exe']}" if who.get("exe") else ""
+    outcome = str(entry.get("outcome"))
+    words = [
+        _local(str(entry["time"])),
+        f"{entry.get('action')!s:<10}",
+        str(entry.get("repository") or "-"),
+        _MEANING.get(outcome, outcome),
+        f"by {command} (pid {who.get('pid')}{program}){place}",
+    ]
+    if entry.get("grant"):
+        words.append(f"through grant {entry['grant']}")
+    duration = entry.get("duration")
+    if isinstance(duration, int | float) and duration >= 0.001:  # noqa: PLR2004  # less is nothing
+        words.append(f"{duration:.3f} s")
+    return printable("  ".join(words))
+
+
+def _local(text: str) -> str:
+    """Return a line's time as this machine's clocks show it; as it stands, where it is none."""
+    with suppress(ValueError, OverflowError, OSError):
+        return datetime.fromisoformat(text).replace(tzinfo=UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return text
+
+
+def _meanings(base: type[errors.GhappError] = errors.GhappError) -> dict[str, str]:
+    """Return what each code means, by the words of the errors' own module."""
+    found: dict[str, str] = {}
+    for cls in base.__subclasses__():
+        if "code" in vars(cls) and cls.__module__ == errors.__name__:
+            line = (cls.__doc__ or "").partition("\n")[0].rstrip(".")
+            found[cls.code] = f"{line[:1].lower()}{line[1:]} ({cls.code})"
+        found |= _meanings(cls)
+    return found
+
+
+_MEANING = _meanings()

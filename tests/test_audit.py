@@ -1,0 +1,478 @@
+"""The audit trail: its lines, its files, and that nothing of it stops anybody."""
+
+import asyncio
+import json
+import logging
+import os
+import stat
+import string
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import Ghapp
+from fakes import FakeClock
+from fakes_process import eventually
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ghapp import audit, caller, config
+from ghapp.audit import Audit, Writer
+from ghapp.cli import log as log_command
+from ghapp.installation import ALL, InstallationId, Scope
+from ghapp.lease import Lease, token_sha256
+from ghapp.listener import Peer
+
+
+ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+TOKEN = "ghs_" + "x1Y2" * 10
+SCOPE = Scope("https://api.github.com", "Iv1", "SHA256:k", InstallationId(7), ("one",), (("contents", "write"),))
+LEASE = Lease("0123456789ab", SCOPE, "bot", "Acme", ("One",), (("contents", "write"),), TOKEN, 3600.0)
+ME = Peer(os.getpid(), os.geteuid())
+
+
+@pytest.fixture
+def ghapp(capsys: pytest.CaptureFixture[str]) -> Ghapp:
+    return Ghapp(capsys)
+
+
+@pytest.fixture
+def directory() -> Path:
+    return config.state_dir()
+
+
+@pytest.fixture
+def trail(directory: Path) -> Audit:
+    return Audit(directory, FakeClock())
+
+
+def lines(directory: Path, name: str = "audit.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / name).read_bytes().splitlines()]
+
+
+# -- lines ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_line_has_what_the_contract_names(trail: Audit, directory: Path) -> None:
+    with trail.called_by(ME):
+        trail.record("answer", "ok", repository="acme/one", lease=LEASE, seconds=0.0123456)
+    trail.close()
+
+    (line,) = lines(directory)
+    assert line["time"] == "2027-01-15T08:00:00.000Z"
+    assert (line["action"], line["repository"], line["outcome"], line["grant"]) == ("answer", "acme/one", "ok", None)
+    assert (line["lease"], line["app"], line["duration"]) == ("0123456789ab", "bot", 0.012346)
+    assert line["token_sha256"] == token_sha256(TOKEN)
+    assert line["scope"] == {"installation": 7, "repositories": ["One"], "permissions": {"contents": "write"}}
+    assert (line["peer"]["pid"], line["peer"]["uid"]) == (os.getpid(), os.geteuid())
+    assert stat.S_IMODE((directory / "audit.jsonl").stat().st_mode) == 0o600
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+
+
+def test_without_a_caller_it_is_us_and_a_token_for_all_is_named_by_its_owner(trail: Audit, directory: Path) -> None:
+    everything = Scope(SCOPE.api, SCOPE.issuer, SCOPE.key, SCOPE.installation, ALL, SCOPE.permissions)
+    trail.record("revocation", "ok", lease=Lease("b" * 12, everything, "bot", "Acme", None, (), TOKEN, 1.0))
+    trail.record("mint", "E27", scope=everything)
+    trail.close()
+
+    first, second = lines(directory)
+    assert (first["repository"], first["scope"]["repositories"]) == ("Acme/*", "all")
+    assert first["peer"]["pid"] == os.getpid()
+    assert (second["repository"], second["token_sha256"], second["outcome"]) == (None, None, "E27")
+
+
+ANYTHING = st.text(st.characters(), max_size=200) | st.text("\x00\x1b\x7f\n\r\u2028\u202e\x9b", max_size=20)
+
+
+@given(
+    st.dictionaries(st.sampled_from(["time", "repository", "exe", "cwd"]), ANYTHING | st.none()),
+    st.binary(max_size=100),
+)
+def test_whatever_others_name_a_line_is_one_line_of_printable_ascii_and_says_it(
+    values: dict[str, str | None], path: bytes
+) -> None:
+    entry: dict[str, object] = {**values, "path": os.fsdecode(path)}
+
+    line = audit.format_line(entry)
+
+    assert all(0x20 <= byte < 0x7F for byte in line)
+    assert json.loads(line) == entry
+    assert os.fsencode(json.loads(line)["path"]) == path
+
+
+@given(st.text(string.ascii_letters + string.digits, min_size=36, max_size=60), ANYTHING, ANYTHING)
+def test_a_token_in_what_others_name_is_not_written(secret: str, before: str, after: str) -> None:
+    assert f"ghs_{secret}" not in str(audit._text(f"{before}ghs_{secret}{after}"))
+
+
+@given(ANYTHING, ANYTHING, ANYTHING)
+def test_nothing_that_others_name_steers_a_terminal(name: str, directory: str, outcome: str) -> None:
+    entry = {"time": name, "action": name, "repository": name, "outcome": outcome, "grant": name}
+    entry |= {"peer": {"pid": 1, "exe": directory, "cwd": directory}}  # type: ignore[dict-item]  # a test's shorthand
+
+    assert all(character.isprintable() for character in log_command.readable(entry))
+
+
+# -- who called ----------------------------------------------------------------------------------------------------
+
+
+@ON_LINUX
+def test_a_caller_is_named_by_its_program_and_directory_and_the_chain_is_told_once(
+    trail: Audit, directory: Path, tmp_path: Path
+) -> None:
+    child = subprocess.Popen(["sleep", "60"], cwd=tmp_path)
+    try:
+        eventually(lambda: os.readlink(f"/proc/{child.pid}/exe").endswith(("sleep", "coreutils", "busybox")))  # noqa: PTH115  # as the product
+        for action in ("answer", "answer", "refusal"):
+            with trail.called_by(Peer(child.pid, os.geteuid())):
+                trail.record(action, "ok")
+    finally:
+        child.kill()
+        child.wait()
+    trail.close()
+
+    first, second, third = (line["peer"] for line in lines(directory))
+    assert (first["pid"], first["cwd"]) == (child.pid, str(tmp_path))
+    assert [each["pid"] for each in first["chain"]] == [child.pid, os.getpid()]
+    assert "chain" not in second
+    assert "chain" in third
+    assert "command" not in first
+
+
+@ON_LINUX
+def test_who_has_gone_and_who_was_never_there_have_a_number_alone() -> None:
+    child = subprocess.Popen(["true"])
+    child.wait()
+    for pid in (child.pid, 0, -1):
+        found = caller.Callers().look(pid, 5, of_git=True)
+        assert (found.pid, found.uid, found.exe, found.cwd, found.chain) == (pid, 5, None, None, ())
+
+
+def test_elsewhere_the_kernel_says_pid_and_uid_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+
+    assert caller.Callers().look(7, 501, of_git=True) == caller.Caller(7, 501, key=(7, 0))
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        # from the socket's client upwards
+        (["git", "git-credential-", "sh", "git-remote-http", "git", "bash"], 4),
+        (["python3", "git-credential-", "git-remote-http", "git", "git", "node"], 4),
+        (["git", "git-remote-http", "git", "sh", "git", "bash"], 2),
+        (["git", "bash"], 0),
+        (["socat", "bash"], 0),
+        ([], 0),
+    ],
+)
+def test_the_caller_is_the_git_command_above_our_front(names: list[str], expected: int) -> None:
+    line = [caller.Process(100 - place, 1, 99 - place, name) for place, name in enumerate(names)]
+
+    assert caller._git_in(line) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["push", "--force", "https://u:secret@github.com/a/b"], "git push"),
+        (["-c", "http.extraHeader=secret", "-C", "secret", "fetch"], "git fetch"),
+        (["--git-dir=secret", "--no-pager", "ls-remote"], "git ls-remote"),
+        (["Secret9"], "git"),
+        ([], "git"),
+    ],
+)
+def test_of_a_command_line_the_subcommand_alone_is_told(words: list[str], expected: str) -> None:
+    assert caller._subcommand(words) == expected
+
+
+@ON_LINUX
+def test_a_name_with_brackets_and_spaces_is_read(tmp_path: Path) -> None:
+    program = tmp_path / "a) S (b"
+    program.symlink_to("/bin/sleep")
+    child = subprocess.Popen([program, "60"])
+    try:
+        eventually(lambda: (found := caller._read(child.pid)) is not None and found.name != "pytest")
+        found = caller._read(child.pid)
+        assert found is not None
+        assert found.parent == os.getpid()
+    finally:
+        child.kill()
+        child.wait()
+
+
+@ON_LINUX
+def test_naming_the_caller_and_noting_an_answer_costs_less_than_a_millisecond(trail: Audit) -> None:
+    def once() -> float:
+        began = time.perf_counter()
+        with trail.called_by(ME, of_git=True):
+            trail.look()
+            trail.record("answer", "ok", repository="acme/one", lease=LEASE, seconds=0.0)
+        return time.perf_counter() - began
+
+    costs = sorted(once() for _ in range(200))
+    trail.close()
+
+    assert costs[len(costs) // 2] < 0.001
+
+
+async def test_what_is_begun_for_a_caller_is_named_after_it_and_what_others_do_is_not(
+    trail: Audit, directory: Path
+) -> None:
+    async def later(action: str) -> None:
+        await asyncio.sleep(0)
+        trail.record(action, "ok")
+
+    with trail.called_by(Peer(0, 77)):
+        mine = asyncio.create_task(later("mint"))
+    other = asyncio.create_task(later("revocation"))
+    await asyncio.gather(mine, other)
+    trail.close()
+
+    assert {line["action"]: line["peer"]["uid"] for line in lines(directory)} == {
+        "mint": 77,
+        "revocation": os.geteuid(),
+    }
+
+
+# -- files ---------------------------------------------------------------------------------------------------------
+
+
+def test_lines_are_in_order_and_files_turn_over_and_are_bounded(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, ghapp: Ghapp
+) -> None:
+    monkeypatch.setattr(audit, "MAX_FILE", 2000)
+    writer = Writer(directory)
+    for number in range(300):
+        writer.put(audit.format_line({"time": f"{number:05}", "action": "answer", "outcome": "ok"}))
+    writer.close()
+
+    files = sorted(path.name for path in directory.iterdir())
+    assert files == ["audit.jsonl", "audit.jsonl.1", "audit.jsonl.2", "audit.jsonl.3"]
+    assert all(path.stat().st_size <= 2000 for path in directory.iterdir())
+    numbers = [int(json.loads(line)["time"]) for line in ghapp("log", "--json").out.splitlines()]
+    assert numbers == list(range(numbers[0], 300))
+    assert len(numbers) > 90
+
+
+def test_a_grant_writes_over_its_own_lines_alone(
+    trail: Audit, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "MAX_GRANT_FILE", 1000)
+    monkeypatch.setattr(audit, "GRANTS_KEPT", 2)
+    with trail.called_by(ME):
+        trail.record("answer", "ok")
+    for name in ("one", "two", "three"):
+        for _ in range(20):
+            with trail.called_by(ME, grant=name):
+                trail.record("answer", "ok")
+    trail.close()
+
+    assert len(lines(directory)) == 1
+    assert {line["grant"] for line in lines(directory, "audit-grant-three.jsonl")} == {"three"}
+    assert len(list(directory.glob("audit-grant-*.jsonl"))) == 2
+    assert not list(directory.glob("audit-grant-one*"))
+
+
+def test_a_name_of_no_grant_makes_no_file(trail: Audit, directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with trail.called_by(ME, grant="../x"):
+        trail.record("answer", "ok")
+    trail.record("mint", "ok")
+    trail.close()
+
+    assert [line["action"] for line in lines(directory)] == ["gap", "mint"]
+    assert len(list(directory.parent.rglob("*.jsonl"))) == 1
+    assert "the audit trail cannot be written" in caplog.text
+
+
+def test_a_line_that_was_cut_off_spoils_no_other(trail: Audit, directory: Path, ghapp: Ghapp) -> None:
+    directory.mkdir(parents=True)
+    (directory / "audit.jsonl").write_bytes(b'{"time": "2026-01-01T00:00:00.000Z", "act')
+    trail.record("mint", "ok")
+    trail.close()
+
+    assert [json.loads(line)["action"] for line in ghapp("log", "--json").out.splitlines()] == ["mint"]
+
+
+def test_a_disk_without_room_loses_whole_lines_says_so_once_and_the_gap_is_in_the_trail(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    room = threading.Event()
+
+    def write(descriptor: int, data: bytes) -> int:
+        if room.is_set():
+            return os.write(descriptor, data)
+        return os.write(descriptor, data[:10])  # what still fits
+
+    trail = Audit(directory, FakeClock(), write=write)
+    for _ in range(3):
+        trail.record("answer", "ok")
+    eventually(lambda: trail._writer._lost == 3)
+    assert (directory / "audit.jsonl").read_bytes() == b""
+    room.set()
+    trail.record("mint", "ok")
+    trail.close()
+
+    assert [(line["action"], line["outcome"]) for line in lines(directory)] == [
+        ("gap", "3 lines were lost"),
+        ("mint", "ok"),
+    ]
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+
+
+def test_no_place_for_the_trail_stops_nobody(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    directory.write_bytes(b"")
+    trail = Audit(directory, FakeClock())
+    trail.record("answer", "ok")
+    trail.record("answer", "ok")
+    trail.close()
+
+    assert caplog.text.count("the audit trail cannot be written") == 1
+
+
+def test_a_disk_that_does_not_answer_holds_nobody_up_and_fills_no_memory(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "MAX_WAITING", 5)
+    monkeypatch.setattr(audit, "FLUSH_LIMIT", 0.05)
+    answers = threading.Event()
+
+    def write(descriptor: int, data: bytes) -> int:
+        answers.wait(10)
+        return os.write(descriptor, data)
+
+    trail = Audit(directory, FakeClock(), write=write)
+    for _ in range(100):
+        trail.record("answer", "ok")
+    assert trail._writer._queue.qsize() <= 5
+    thread = trail._writer._thread
+    assert thread is not None
+    trail.close()
+    answers.set()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert lines(directory)[1]["action"] == "gap"
+
+
+# -- reading it ----------------------------------------------------------------------------------------------------
+
+
+def put(directory: Path, *entries: dict[str, object], name: str = "audit.jsonl") -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / name).open("ab") as file:
+        for entry in entries:
+            file.write(audit.format_line(entry) + b"\n")
+
+
+def entry(when: str, repository: str | None = "acme/one", **more: object) -> dict[str, object]:
+    peer = {"pid": 7, "uid": 1, "exe": "/usr/bin/git", "cwd": "/src", "command": "git push"}
+    usual = {"time": when, "action": "answer", "repository": repository, "outcome": "ok", "peer": peer}
+    return usual | more
+
+
+def test_since_a_while_ago(directory: Path, ghapp: Ghapp) -> None:
+    put(directory, entry(audit.timestamp(time.time() - 7200)), entry(audit.timestamp(time.time() - 60)))
+
+    assert [len(ghapp("log", "--since", since).out.splitlines()) for since in ("3h", "10m", "1s")] == [2, 1, 0]
+
+
+def test_what_a_person_reads(directory: Path, ghapp: Ghapp, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_command, "_local", lambda text: text[:19].replace("T", " "))
+    put(directory, entry("2026-11-21T10:00:00.000Z", outcome="E20", duration=0.25, grant="box"))
+
+    (line,) = ghapp("log").out.splitlines()
+
+    assert line == (
+        "2026-11-21 10:00:00  answer      acme/one  the app is installed on the owner, but not on that repository (E20)"
+        "  by git push (pid 7, /usr/bin/git) in /src  through grant box  0.250 s"
+    )
+
+
+def test_lines_of_grants_stand_between_the_others_by_their_time(directory: Path, ghapp: Ghapp) -> None:
+    put(directory, entry("2026-11-21T10:00:00.000Z"), entry("2026-11-21T10:00:02.000Z"))
+    put(directory, entry("2026-11-21T10:00:01.000Z"), name="audit-grant-box.jsonl")
+
+    times = [json.loads(line)["time"][17:19] for line in ghapp("log", "--json").out.splitlines()]
+
+    assert times == ["00", "01", "02"]
+
+
+@pytest.mark.parametrize(
+    ("since", "expected"),
+    [
+        ("2026-11-21T10:00:01Z", 1),
+        ("2026-11-21t10:00:01z", 1),
+        ("2026-11-21T12:00:01+02:00", 1),
+        ("2026-11-21", 2),
+        ("99999d", 2),
+    ],
+)
+def test_since(directory: Path, ghapp: Ghapp, since: str, expected: int) -> None:
+    put(directory, entry("2026-11-21T10:00:00.000Z"), entry("2026-11-21T10:00:01.000Z"))
+
+    assert len(ghapp("log", "--since", since).out.splitlines()) == expected
+
+
+@pytest.mark.parametrize("since", ["yesterday", "10", "10y", "2026-13-01"])
+def test_a_time_that_is_none(ghapp: Ghapp, since: str) -> None:
+    done = ghapp("log", "--since", since)
+
+    assert (done.code, "is neither 10m" in done.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("repository", "expected"),
+    [("acme/one", 1), ("ACME/One", 1), ("acme/two", 1), ("acme/*", 2), ("acme", 2), ("beta/x", 1), ("other/one", 0)],
+)
+def test_repo(directory: Path, ghapp: Ghapp, repository: str, expected: int) -> None:
+    put(
+        directory,
+        entry("2026-11-21T10:00:00.000Z", scope={"repositories": ["one"]}),
+        entry("2026-11-21T10:00:00.000Z", "acme/three", scope={"repositories": ["two", "three"]}),
+        entry("2026-11-21T10:00:00.000Z", "beta/*", scope={"repositories": "all"}),
+        entry("2026-11-21T10:00:00.000Z", None),
+    )
+
+    assert len(ghapp("log", "--repo", repository).out.splitlines()) == expected
+
+
+def test_what_is_no_line_of_ours_is_passed_over(directory: Path, ghapp: Ghapp) -> None:
+    directory.mkdir(parents=True)
+    broken = b'\xff\n[1]\n{"time": 1}\n{"a": 1}\n' + b"[" * 100_000 + b"\n\x1b[31m\n"
+    (directory / "audit.jsonl").write_bytes(broken)
+    put(directory, entry("2026-11-21T10:00:00.000Z", peer=None), {"time": "soon", "peer": {"pid": "\x1b"}})
+
+    assert len(ghapp("log").out.splitlines()) == 2
+    assert "\x1b" not in ghapp("log", "--json").out
+
+
+def test_nothing_yet_is_said(ghapp: Ghapp) -> None:
+    assert ghapp("log").err == "nothing was recorded yet\n"
+    assert ghapp("log", "--repo", "a/b").err == "nothing was recorded that fits\n"
+    assert (ghapp("log", "--json").out, ghapp("log", "--json").err) == ("", "")
+
+
+def test_each_line_is_read_once_also_when_files_turn_over_and_a_line_comes_in_pieces(directory: Path) -> None:
+    trail = log_command.Trail(directory)
+
+    def new() -> list[str]:
+        return [entry["time"] for _, entry in trail.new()]
+
+    put(directory, entry("1"), entry("2"))
+    assert new() == ["1", "2"]
+    put(directory, entry("3"))
+    audit.turn_over(directory / "audit.jsonl")
+    put(directory, entry("4"))
+    assert new() == ["3", "4"]
+    line = audit.format_line(entry("5")) + b"\n"
+    with (directory / "audit.jsonl").open("ab", buffering=0) as file:
+        file.write(line[:20])
+        assert new() == []
+        file.write(line[20:])
+    assert new() == ["5"]
+    assert new() == []
