@@ -19,6 +19,7 @@ from ghapp.errors import (
     Failed,
     ForeignUser,
     GhappError,
+    GrantEnded,
     KeyUnavailable,
     NotInstalled,
     NotSelected,
@@ -28,6 +29,7 @@ from ghapp.errors import (
     Suspended,
     UsageError,
 )
+from ghapp.grant import ANY, Grant
 from ghapp.installation import (
     ALL,
     Installation,
@@ -36,6 +38,7 @@ from ghapp.installation import (
     Scope,
     check_granted,
     git_permissions,
+    highest,
     read_only_of,
     wider_than,
 )
@@ -139,7 +142,7 @@ class TokenIssuer(Protocol):
         ...
 
 
-Attempt = Callable[[TokenIssuer, Sequence[Place]], Awaitable[Lease]]
+Attempt = Callable[[TokenIssuer, Sequence[Place]], Awaitable[Result]]
 
 
 class Broker:
@@ -166,6 +169,7 @@ class Broker:
         self._probe_pauses = probe_pauses
         self._unprobed_until: dict[Scope, float] = {}
         self._renewals: dict[Scope, asyncio.TimerHandle] = {}
+        self._grants: set[str] = set()
         self.mints = 0
         self.hits = 0
 
@@ -204,16 +208,19 @@ class Broker:
 
     # -- answers to git ------------------------------------------------------------------------------------------
 
-    async def fill(self, query: Query) -> Credential | None:
+    async def fill(self, query: Query, grant: Grant | None = None) -> Credential | None:
         """Return the credential for `query`, or None if no app of ours is responsible.
 
-        Raises `Declined` if we are but no token can exist, `Failed` if it could not be had within the budget.
+        Raises `Declined` if we are but no token can exist, `Failed` if it could not be had within the budget. What a
+        grant does not include is declined, whoever else might have it.
         """
-        key = (query.host, query.repository.key if query.repository else None, query.our_username)
+        lent = "" if grant is None else grant.key
+        named = query.repository if grant is None else grant.repository_of(query)
+        key = (lent, query.host, named.key if named else None, query.our_username)
         self._restraint.raise_remembered(key, self._clock.boot())
         try:
             async with within(self._budget):
-                return await self._fill(query)
+                return await (self._fill(query) if grant is None or named is None else self._lend(query, grant, named))
         except GhappError as error:
             if not isinstance(error, AppRejected | RateLimited):  # that is known of the app; another may be free sooner
                 self._restraint.remember(key, error, self._clock.boot())
@@ -232,6 +239,41 @@ class Broker:
         lease = await self._first_that_can(query.host, [repository], at)
         return None if lease is None else self._credential(lease)
 
+    async def _lend(self, query: Query, grant: Grant, repository: Repository) -> Credential:
+        """Return a credential of the grant's own: no token is for git.sock and a grant, or for two grants."""
+
+        async def at(issuer: TokenIssuer, places: Sequence[Place]) -> Lease:
+            installation = places[0].installation
+            if not query.our_username:
+                raise _foreign_user(query)
+            if installation.suspended:
+                raise suspended(installation.account, installation.html_url)
+            grant.check_place(repository, installation.account)
+            if grant.together:
+                scope = await self._scope_together(issuer, places, grant.permissions, repository.owner, grant.key)
+            else:
+                wanted = grant.allowed(git_permissions(installation, issuer.app.permissions))
+                check_granted(installation, wanted)
+                scope = await _scope(issuer, installation, (places[0].repository,), wanted, grant.key)
+            self._drop_rejected(query, grant.key)
+            return await self.lease(Order(issuer, scope, installation.account, repository))
+
+        self._restraint.check_grant(grant.key, self._clock.boot())
+        together = grant.repositories if grant.together else (repository,)
+        try:
+            lease = await self._first_that_can(query.host, together, at)
+            if lease is None:
+                raise _not_installed(repository)
+        except Declined:
+            self._restraint.count_miss(grant.key, self._clock.boot())
+            raise
+        return self._credential(lease)
+
+    def _drop_rejected(self, query: Query, grant: str) -> None:
+        """Forget the lease that git saw rejected, if it is of the same grant: no other is its business."""
+        if query.rejected and (lease := self._book.get(query.rejected)) is not None and lease.scope.grant == grant:
+            self._book.drop(lease.id)
+
     async def _lease_for_git(self, issuer: TokenIssuer, place: Place, query: Query) -> Lease:
         installation = place.installation
         if installation.suspended:
@@ -239,8 +281,7 @@ class Broker:
         repositories = ALL if issuer.app.whole_installation else (place.repository,)
         permissions = git_permissions(installation, issuer.app.permissions)
         scope = await _scope(issuer, installation, repositories, permissions)
-        if query.rejected:
-            self._book.drop(query.rejected)
+        self._drop_rejected(query, "")
         return await self.lease(Order(issuer, scope, installation.account, query.repository))
 
     async def _fill_without_path(self, query: Query) -> Credential | None:
@@ -270,9 +311,10 @@ class Broker:
         remaining = lease.remaining(self._clock.boot())
         return Credential(lease.id, lease.token, int(self._clock.wall() + remaining))
 
-    def erase(self, password: str) -> bool:
-        """Forget the lease whose token git saw rejected; tell whether there was one."""
-        return self._book.drop_token(password) is not None
+    def erase(self, password: str, grant: str = "") -> bool:
+        """Forget the lease whose token git saw rejected; tell whether there was one, of that grant."""
+        lease = self._book.find_token(password)
+        return lease is not None and lease.scope.grant == grant and self._book.drop(lease.id) is not None
 
     # -- answers to people and tools -----------------------------------------------------------------------------
 
@@ -283,6 +325,7 @@ class Broker:
         permissions: Permissions | None,
         *,
         read_only: bool = False,
+        grant: str = "",
     ) -> Lease:
         """Return a lease for other tools than git: all that the installation grants on `repositories`, or less."""
         if len({repository.owner.lower() for repository in repositories}) != 1:
@@ -290,27 +333,75 @@ class Broker:
 
         async def at(issuer: TokenIssuer, places: Sequence[Place]) -> Lease:
             installation = places[0].installation
-            if {place.installation.id for place in places} != {installation.id}:
-                raise UsageError(f"one of the repositories has left {repositories[0].owner}")
             if installation.suspended:
                 raise suspended(installation.account, installation.html_url)
             wanted = installation.permissions if permissions is None else permissions
             wanted = read_only_of(wanted) if read_only else wanted
-            if not wanted:
-                raise UsageError("a token needs at least one permission")
-            check_granted(installation, wanted)
-            named = tuple(sorted({place.repository for place in places}, key=str))
-            scope = await _scope(issuer, installation, named, wanted)
+            scope = await self._scope_together(issuer, places, wanted, repositories[0].owner, grant)
             return await self.lease(Order(issuer, scope, installation.account, repositories[0]))
 
         async with within(self._budget):
             lease = await self._first_that_can(host, repositories, at)
         if lease is None:
-            raise NotInstalled(
-                f"no app of yours is installed on {repositories[0].owner}", hint="ghapp app list shows the apps"
-            )
+            raise _not_installed(repositories[0])
         self._book.count_use(lease, self._clock.boot())
         return lease
+
+    async def _scope_together(
+        self, issuer: TokenIssuer, places: Sequence[Place], wanted: Permissions, owner: str, grant: str
+    ) -> Scope:
+        """Return the scope of one token for several repositories, which have to be in one installation."""
+        installation = places[0].installation
+        if {place.installation.id for place in places} != {installation.id}:
+            raise UsageError(f"one of the repositories has left {owner}")
+        if not wanted:
+            raise UsageError("a token needs at least one permission")
+        check_granted(installation, wanted)
+        named = tuple(sorted({place.repository for place in places}, key=str))
+        return await _scope(issuer, installation, named, wanted, grant)
+
+    async def lendable(
+        self, host: str, patterns: Sequence[Repository], permissions: Permissions | None, *, read_only: bool
+    ) -> Permissions:
+        """Return the most that tokens of a grant for `patterns` can do now, after asking GitHub about each of them.
+
+        Raises `Declined` if one of them cannot be reached.
+        """
+        found: dict[str, list[str]] = {}
+
+        async def at(issuer: TokenIssuer, places: Sequence[Place]) -> Permissions:
+            return _lendable_on(issuer.app, places[0].installation, permissions, read_only=read_only)
+
+        for pattern in patterns:
+            async with within(self._budget):
+                if pattern.name == ANY:
+                    on_one = await self._lendable_of_owner(host, pattern, permissions, read_only=read_only)
+                else:
+                    on_one = await self._first_that_can(host, [pattern], at, afresh=True)
+            if on_one is None:
+                raise _not_installed(pattern)
+            for name, level in on_one:
+                found.setdefault(name, []).append(level)
+        return tuple(sorted((name, highest(levels)) for name, levels in found.items()))
+
+    async def _lendable_of_owner(
+        self, host: str, pattern: Repository, permissions: Permissions | None, *, read_only: bool
+    ) -> Permissions | None:
+        for issuer in self._issuers:
+            if issuer.app.serves(host, pattern.owner):
+                found = await self._asking(issuer, lambda issuer=issuer: issuer.find_by_owner(pattern.owner))  # type: ignore[misc]  # mypy cannot infer it
+                if found is not None:
+                    return _lendable_on(issuer.app, found, permissions, read_only=read_only)
+        return None
+
+    def open_grant(self, grant: str) -> None:
+        """Mint for that grant from now on, until it is closed."""
+        self._grants.add(grant)
+
+    async def close_grant(self, grant: str) -> tuple[int, int]:
+        """Mint for that grant no more, and end its tokens; return as `revoke_all`."""
+        self._grants.discard(grant)
+        return await self._revoke([lease for lease, _ in self.leases() if lease.scope.grant == grant])
 
     async def lease_to_look_around(self, name: str, owner: str) -> Lease:
         """Return a lease that sees what the app `name` reaches on `owner`, and may do nothing with it."""
@@ -340,6 +431,9 @@ class Broker:
 
     async def revoke_all(self) -> tuple[int, int]:
         """End every token at GitHub; return how many are dead and how many could not be ended in time."""
+        return await self._revoke([lease for lease, _ in self.leases()])
+
+    async def _revoke(self, leases: Sequence[Lease]) -> tuple[int, int]:
         by_api = {issuer.app.api: issuer for issuer in self._issuers}
         gate = asyncio.Semaphore(REVOKE_AT_ONCE)
 
@@ -348,7 +442,7 @@ class Broker:
                 await by_api[lease.scope.api].revoke_token(lease.token)
             self._book.drop(lease.id)
 
-        leases = [lease for lease, _ in self.leases() if lease.scope.api in by_api]
+        leases = [lease for lease in leases if lease.scope.api in by_api]
         tasks = [asyncio.create_task(end(lease)) for lease in leases]
         done, late = await asyncio.wait(tasks, timeout=self._revoke_budget) if tasks else (set(), set())
         for task in late:
@@ -359,8 +453,10 @@ class Broker:
 
     # -- which app, and where ------------------------------------------------------------------------------------
 
-    async def _first_that_can(self, host: str, repositories: Sequence[Repository], attempt: Attempt) -> Lease | None:
-        """Return the lease of the first app that has one, or None if no app is installed on the owner.
+    async def _first_that_can(
+        self, host: str, repositories: Sequence[Repository], attempt: Attempt[Result], *, afresh: bool = False
+    ) -> Result | None:
+        """Return what `attempt` comes to with the first app that can, or None if no app is installed on the owner.
 
         An app whose own key or limit is the trouble does not stand in the way of the next; what would fail for
         each of them, such as the network, ends it.
@@ -370,26 +466,26 @@ class Broker:
             if not issuer.app.serves(host, repositories[0].owner):
                 continue
             try:
-                lease = await self._at_places(issuer, repositories, attempt)
+                found = await self._at_places(issuer, repositories, attempt, afresh=afresh)
             except NotInstalled:
                 continue
             except (Declined, AppRejected, KeyUnavailable, RateLimited) as error:
                 refusals.append(error)
                 continue
-            if lease is not None:
-                return lease
+            if found is not None:
+                return found
         if refusals:
             raise next((error for error in refusals if isinstance(error, Failed)), refusals[0])
         return None
 
     async def _at_places(
-        self, issuer: TokenIssuer, repositories: Sequence[Repository], attempt: Attempt
-    ) -> Lease | None:
-        """Return the lease that `attempt` finds for where `repositories` are, or None where the app is not installed.
+        self, issuer: TokenIssuer, repositories: Sequence[Repository], attempt: Attempt[Result], *, afresh: bool
+    ) -> Result | None:
+        """Return what `attempt` comes to for where `repositories` are, or None where the app is not installed.
 
         What we believed may be old: a refusal makes us look at each repository once more, unless we just did.
         """
-        for last in (False, True):
+        for last in (True,) if afresh else (False, True):
             places, fresh = [], True
             for repository in repositories:
                 place, asked = await self._locate(issuer, repository, afresh=last)
@@ -470,6 +566,7 @@ class Broker:
         Near its end a lease is served while its successor is minted behind it; while minting fails, down to its last
         minute and without waiting for the next failure.
         """
+        self._check_open(order.scope)
         held = self._book.find(order.scope, self._clock.boot(), at_least=LAST_RESORT)
         left = 0.0 if held is None else held.remaining(self._clock.boot())
         if held is not None and left >= RENEW_AHEAD:
@@ -515,7 +612,7 @@ class Broker:
         issuer, scope = order.issuer, order.scope
         now = self._clock.boot
         self._restraint.raise_remembered((scope.api, scope.issuer), now())  # what is not sent is not counted
-        pace = self._restraint.count_mint(scope, (scope.api, scope.issuer), now())
+        pace = self._restraint.count_mint(scope, (scope.api, scope.issuer), now(), scope.grant)
         will_probe = self._will_probe(order)
         if will_probe:
             self._flights.begin((issuer.app.host, "approach"), issuer.approach)
@@ -536,6 +633,9 @@ class Broker:
             raise BadAnswer(
                 f"GitHub issued another token than was asked for: {wrong}; it {await _revoked(issuer, issued.token)}"
             )
+        if scope.grant and scope.grant not in self._grants:  # it ended meanwhile
+            await _revoked(issuer, issued.token)
+            self._check_open(scope)
         lease = Lease(
             id=secrets.token_hex(6),
             scope=scope,
@@ -549,6 +649,11 @@ class Broker:
         self._book.put(lease)
         self._renew_in(max(0.0, lease.remaining(now()) - RENEW_AHEAD), order)
         return lease
+
+    def _check_open(self, scope: Scope) -> None:
+        """Raise `GrantEnded` for a scope of a grant that was closed."""
+        if scope.grant and scope.grant not in self._grants:
+            raise GrantEnded(f"grant {scope.grant.partition('#')[0]} has ended")
 
     def _will_probe(self, order: "Order") -> bool:
         if not self._probe or order.repository is None or "contents" not in dict(order.scope.permissions):
@@ -580,7 +685,11 @@ class Order:
 
 
 async def _scope(
-    issuer: TokenIssuer, installation: Installation, repositories: Repositories, permissions: Permissions
+    issuer: TokenIssuer,
+    installation: Installation,
+    repositories: Repositories,
+    permissions: Permissions,
+    grant: str = "",
 ) -> Scope:
     return Scope(
         api=issuer.app.api,
@@ -589,7 +698,24 @@ async def _scope(
         installation=installation.id,
         repositories=repositories,
         permissions=permissions,
+        grant=grant,
     )
+
+
+def _lendable_on(
+    app: App, installation: Installation, permissions: Permissions | None, *, read_only: bool
+) -> Permissions:
+    if installation.suspended:
+        raise suspended(installation.account, installation.html_url)
+    if permissions is not None:
+        check_granted(installation, permissions)
+        return permissions
+    wanted = git_permissions(installation, app.permissions)
+    return read_only_of(wanted) if read_only else wanted
+
+
+def _not_installed(repository: Repository) -> NotInstalled:
+    return NotInstalled(f"no app of yours is installed on {repository.owner}", hint="ghapp app list shows the apps")
 
 
 async def _revoked(issuer: TokenIssuer, token: str) -> str:

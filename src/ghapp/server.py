@@ -4,12 +4,12 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Collection
 from importlib.metadata import version
+from typing import Protocol
 
-from ghapp.broker import Broker
-from ghapp.credential import answer_attributes, read_query
+from ghapp.credential import Credential, Query, answer_attributes, read_query
 from ghapp.errors import DaemonFailed, GhappError, UsageError
 from ghapp.listener import Connection
-from ghapp.wire import MAX_REQUEST, Request, error_attributes, format_answer, parse_request
+from ghapp.wire import MAX_REQUEST, Request, error_attributes, format_answer, format_refusal, parse_request
 
 
 REPORT = "ghapp daemon restart; if it happens again, report it as a bug"
@@ -21,18 +21,32 @@ MARKER = ("ghapp", "1")
 """Says that we answer, and as the last line that the answer is whole."""
 
 
+class Source(Protocol):
+    """Whoever has the credentials: the broker, or what it lends."""
+
+    async def fill(self, query: Query) -> Credential | None:
+        """Return the credential for `query`, or None if that is not ours."""
+        ...
+
+    def erase(self, password: str) -> bool:
+        """Forget the token that git saw rejected."""
+        ...
+
+
 class GitServer:
-    """Answers one request a connection."""
+    """Answers one request a connection; on a socket that is `lent`, to a git that has nothing of ours beside it."""
 
     def __init__(
         self,
-        broker: Broker,
+        broker: Source,
         *,
         hosts: Callable[[], Collection[str]],
         ready: Callable[[], Awaitable[None]],
         quit_on_error: Callable[[], bool],
         on_error: Callable[[GhappError], None] = lambda _: None,
+        lent: bool = False,
     ) -> None:
+        self._lent = lent
         self._broker = broker
         self._hosts = hosts
         self._ready = ready
@@ -53,7 +67,10 @@ class GitServer:
             return format_answer([*error_attributes(error, quit_git=False), MARKER]) if ours else b""
         match request.action:
             case "get":
-                pairs = await self._get(request)
+                try:
+                    pairs = await self._get(request)
+                except GhappError as problem:
+                    return self._explain(problem, request)
             case "erase":
                 self._broker.erase(request.attributes.get("password", ""))
                 pairs = []
@@ -73,14 +90,18 @@ class GitServer:
         except GhappError as error:
             log.info("no credential: %s", error.code)
             self._on_error(error)
-            problem = error
+            raise
         except MemoryError:
             raise  # the listener ends us
         except Exception as error:  # noqa: BLE001  # without an answer our client would ask again and again
             log.error("a get failed: %s", type(error).__name__)  # noqa: TRY400  # a traceback may hold the request
-            problem = DaemonFailed(f"the daemon failed unexpectedly: {type(error).__name__}", hint=REPORT)
-        else:
-            return [] if credential is None else answer_attributes(credential, query)
-        if not request.shows_messages:
-            return []  # git's own client cannot show a reason; ours asks next
-        return error_attributes(problem, quit_git=problem.stops_git and self._quit_on_error())
+            raise DaemonFailed(f"the daemon failed unexpectedly: {type(error).__name__}", hint=REPORT) from None
+        return [] if credential is None else answer_attributes(credential, query)
+
+    def _explain(self, problem: GhappError, request: Request) -> bytes:
+        if request.shows_messages:
+            quit_git = self._lent or (problem.stops_git and self._quit_on_error())
+            return format_answer([*error_attributes(problem, quit_git=quit_git), MARKER])
+        if self._lent:
+            return format_refusal(f"ghapp: error: {problem}")
+        return b""  # git's own client cannot show a reason; ours asks next

@@ -17,6 +17,7 @@ _COMMANDS = {
     "app": "ghapp.cli.app:app",
     "completion": "ghapp.cli.completion:completion",
     "daemon": "ghapp.cli.daemon:daemon",
+    "grant": "ghapp.cli.grant:grant",
     "installations": "ghapp.cli.installations:installations",
     "leases": "ghapp.cli.leases:leases",
     "setup-git": "ghapp.cli.setup_git:setup_git",
