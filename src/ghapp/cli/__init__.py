@@ -17,6 +17,7 @@ _COMMANDS = {
     "app": "ghapp.cli.app:app",
     "completion": "ghapp.cli.completion:completion",
     "daemon": "ghapp.cli.daemon:daemon",
+    "exec": "ghapp.cli.exec:execute",
     "grant": "ghapp.cli.grant:grant",
     "installations": "ghapp.cli.installations:installations",
     "leases": "ghapp.cli.leases:leases",
