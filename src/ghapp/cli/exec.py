@@ -78,6 +78,7 @@ class Session:
             self._watch()
         else:
             self._watcher.join(LAST_WORD)
+        self._connection.close()
         with contextlib.suppress(ValueError):
             dead, alive = json.loads(self._last_word)
             return dead, alive
