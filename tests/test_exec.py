@@ -108,6 +108,8 @@ async def test_a_silent_session_is_kept_when_it_gets_crowded_and_holds_up_no_end
     connection.since -= 1000
 
     assert not served._listeners[1]._drop_the_slowest()
+    await soon(lambda: not served._is_busy())  # nothing that the watchdog has to watch
+    assert served._listeners[1].connections == 1
     began = asyncio.get_running_loop().time()
     await served._listeners[1].drain(30)
     assert asyncio.get_running_loop().time() - began < 10

@@ -329,6 +329,21 @@ async def test_another_username_is_refused_on_a_grant_too() -> None:
         await world.fill(world.lend(), our_username=False)
 
 
+@pytest.mark.parametrize("names", [["acme/*"], ["acme/*", "acme/left"]], ids=len)
+async def test_what_was_transferred_is_lent_only_where_it_was_named(names: list[str]) -> None:
+    world = World()
+    world.issuer.install("x", number=9, owner="elsewhere")
+    world.issuer.moved["acme/left"] = ("elsewhere", 4711)
+    grant, left = world.lend(*names), Repository("acme", "left")
+
+    if "acme/left" in names:
+        assert (await world.fill(grant, left)).token
+    else:
+        with pytest.raises(OutsideGrant, match="acme/left belongs to elsewhere now"):
+            await world.fill(grant, left)
+        assert world.issuer.minted == 0
+
+
 async def test_a_permission_that_was_taken_away_since_is_named() -> None:
     world = World()
     grant = world.lend(permissions=(("contents", "write"), ("issues", "write")), exact=True)
@@ -348,6 +363,7 @@ async def test_a_grant_mints_thirty_times_a_minute_and_the_others_go_on() -> Non
     with pytest.raises(RateLimited):
         await world.fill(grant, Repository("acme", names[-1]))
     await world.fill(None, Repository("acme", names[-1]))
+    await world.fill(grant, Repository("acme", names[0]))  # what it has it keeps
 
     world.clock.advance(61)
     await world.fill(grant, Repository("acme", names[-1]))

@@ -310,7 +310,7 @@ class Daemon:
     # -- life ----------------------------------------------------------------------------------------------------
 
     def _is_busy(self) -> bool:
-        return self._broker.flights > 0 or any(listener.connections for listener in self._all_listeners)
+        return self._broker.flights > 0 or any(listener.busy for listener in self._all_listeners)
 
     def _note_activity(self) -> None:
         self._watchdog.watch()

@@ -141,6 +141,11 @@ class Listener:
         """How many clients are connected now."""
         return len(self._tasks)
 
+    @property
+    def busy(self) -> bool:
+        """Whether anybody waits for us; one that has its answer and stays does not."""
+        return any(not connection.held for connection in self._tasks.values())
+
     def open(self) -> None:
         """Bind and listen. Whatever lies on the path is ours to replace only if it is a dead socket of ours.
 

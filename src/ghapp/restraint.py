@@ -157,15 +157,15 @@ class Restraint:
         return paces[0][0]
 
     def count_miss(self, grant: str, now: float) -> None:
-        """Count a question of a grant that cost calls and came to nothing, as a mint of that grant."""
-        self._paces.setdefault(("grant", grant), Pace()).times.append(now)
+        """Count a question of a grant that cost calls and came to nothing."""
+        self._paces.setdefault(("misses", grant), Pace()).times.append(now)
 
     def check_grant(self, grant: str, now: float) -> None:
-        """Raise if the grant has used up its minute: not even what it asks for is looked up then."""
-        pace = self._paces.get(("grant", grant))
+        """Raise if the grant asked too often for what it cannot have: then nothing is looked up for a while."""
+        pace = self._paces.get(("misses", grant))
         if pace is not None and pace.recent(now) >= MINTS_OF_A_GRANT:
             raise RateLimited(
-                f"the grant asked {MINTS_OF_A_GRANT} times within a minute for what costs a call",
+                f"the grant asked {MINTS_OF_A_GRANT} times within a minute for what it cannot have",
                 wait=pace.times[0] + MINUTE - now,
             )
 

@@ -155,16 +155,15 @@ def test_an_old_git_and_todays_ask_nobody_else_either(chroot: Chroot, machine: M
     machine.end()
 
 
-def test_an_enterprise_server_has_variables_of_its_own() -> None:
-    from ghapp.cli.exec import tokens  # noqa: PLC0415  # beside its use
+def test_githubs_own_command_line_uses_the_token(able: Machine) -> None:
+    if shutil.which("gh") is None:
+        pytest.skip("gh is not installed")
 
-    assert tokens("github.com", "t") == {"GH_TOKEN": "t", "GITHUB_TOKEN": "t"}
-    assert tokens("acme.ghe.com", "t") == {"GH_TOKEN": "t", "GITHUB_TOKEN": "t", "GH_HOST": "acme.ghe.com"}
-    assert tokens("github.acme.example", "t") == {
-        "GH_ENTERPRISE_TOKEN": "t",
-        "GITHUB_ENTERPRISE_TOKEN": "t",
-        "GH_HOST": "github.acme.example",
-    }
+    printed = able.ghapp("exec", "acme/rocket", "--", "gh", "auth", "token").stdout.strip()
+    asked = able.ghapp("exec", "acme/rocket", "--", "gh", "api", "/installation/repositories", check=False)
+
+    assert printed == able.github.mints[0].token
+    assert [entry["full_name"] for entry in json.loads(asked.stdout)["repositories"]] == ["acme/rocket"], asked.stderr
 
 
 # -- how it ends -------------------------------------------------------------------------------------------------

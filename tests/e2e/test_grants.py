@@ -125,6 +125,11 @@ def test_a_container_with_stock_git_reaches_what_was_lent_and_nothing_else_until
         pushed = container.git("-C", "rocket", "push")
         assert pushed.returncode == 0, pushed.stderr
 
+        if "sid" in str(container.chroot.path):  # git comes back with a state where its token is rejected
+            github.revoke(github.mints[-1].token)
+            assert container.git("-C", "rocket", "fetch").returncode == 0
+            assert len(github.mints) == 2
+
         other = container.git("clone", PROBE)
         assert other.returncode == 128
         assert "ghapp: error: acme/probe is not in grant rocket (E71)" in other.stderr
@@ -137,7 +142,7 @@ def test_a_container_with_stock_git_reaches_what_was_lent_and_nothing_else_until
         revoked = machine.ghapp("grant", "revoke", "rocket")
         late = container.git("-C", "rocket", "fetch")
 
-    (mint,) = github.mints
+    mint = github.mints[-1]
     assert mint.repositories == ("acme/rocket",)
     assert "revoked 1 token" in revoked.stderr
     assert github.live_token(mint.token) is None
