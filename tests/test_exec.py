@@ -1,9 +1,11 @@
 """`ghapp exec` up to the moment when the command would run; what comes then is in e2e, with processes of its own."""
 
 import asyncio
+import json
 import os
 import shutil
 import signal
+import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 from command_line import Ghapp, register
-from fakes_process import end_daemon, running, soon
+from fakes_process import end_daemon, running, soon, talk
 from standin.model import App
 from standin.server import StandIn
 
@@ -75,6 +77,36 @@ async def test_a_session_lends_until_it_ends(served: Daemon, github: StandIn) ->
     assert await asyncio.to_thread(session.end) == (1, 0)
 
     assert github.live_token(session.lent["token"]) is None
+    assert len(served._lending) == 0
+
+
+async def test_git_is_served_with_the_token_that_other_tools_have(served: Daemon, github: StandIn) -> None:
+    session = await begin()
+    request = b"action=get\ntimeout=0\nprotocol=https\nhost=github.com\npath=acme/rocket.git\n"
+
+    answer = await asyncio.to_thread(talk, session.lent["socket"], request)
+
+    assert f"password={session.lent['token']}\n" in answer.decode()
+    assert len(github.mints) == 1
+    assert (await asyncio.to_thread(session.end))[1] == 0
+    assert len(served._lending) == 0
+
+
+async def test_who_goes_away_before_the_answer_leaves_no_grant(
+    served: Daemon, directory: Path, github: StandIn
+) -> None:
+    go = threading.Event()
+    held = github.faults.add("access_tokens", hold=go)
+    client = socket.socket(socket.AF_UNIX)
+    client.connect(str(directory / "control.sock"))
+    params = {"repositories": ["acme/rocket"]}
+    client.sendall(json.dumps({"jsonrpc": "2.0", "id": 1, "method": "exec", "params": params}).encode() + b"\n")
+    await soon(held.reached.is_set)
+
+    client.close()
+    go.set()
+
+    await soon(lambda: github.mints and github.live_token(github.mints[0].token) is None)
     assert len(served._lending) == 0
 
 

@@ -69,11 +69,11 @@ def close(process: "subprocess.Popen[str]") -> None:
 
 
 def test_git_and_other_tools_have_one_token_which_is_dead_afterwards(able: Machine) -> None:
-    script = f'git clone -q {ROCKET} && printf "%s\\n" "$GH_TOKEN" "$GITHUB_TOKEN" && env | grep -c GH_HOST'
+    script = f'git clone -q {ROCKET} && printf "%s\\n" "$GH_TOKEN" "$GITHUB_TOKEN" && env | grep -c GIT_CONFIG_COUNT'
     done = able.ghapp("exec", "acme/rocket", "--", "sh", "-c", script, check=False)
 
     (mint,) = able.github.mints
-    assert done.stdout.splitlines() == [mint.token, mint.token, "0"], done.stderr
+    assert done.stdout.splitlines() == [mint.token, mint.token, "1"], done.stderr
     assert mint.repositories == ("acme/rocket",)
     assert {"contents", "issues"} <= mint.permissions.keys()
     assert alive(able.github) == []
