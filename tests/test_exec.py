@@ -44,8 +44,9 @@ def directory() -> Iterator[Path]:
 @pytest.fixture
 def app(github: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> App:
     app = github.add_app("acme-bot", PERMISSIONS)
-    github.install(app, "acme", repositories=["rocket"])
-    github.add_repository("acme/rocket")
+    github.install(app, "acme", repositories=["rocket", "probe"])
+    for name in ("rocket", "probe"):
+        github.add_repository(f"acme/{name}")
     for name, value in github.environment.items():
         monkeypatch.setenv(name, value)
     register(app, tmp_path)
@@ -81,7 +82,7 @@ async def test_a_session_lends_until_it_ends(served: Daemon, github: StandIn) ->
 
 
 async def test_git_is_served_with_the_token_that_other_tools_have(served: Daemon, github: StandIn) -> None:
-    session = await begin()
+    session = await begin(repositories=["acme/rocket", "acme/probe"])
     request = b"action=get\ntimeout=0\nprotocol=https\nhost=github.com\npath=acme/rocket.git\n"
 
     answer = await asyncio.to_thread(talk, session.lent["socket"], request)
