@@ -15,6 +15,7 @@ from standin.model import App
 from standin.server import StandIn
 
 from ghapp import config, lending, paths
+from ghapp.cli import grant
 from ghapp.daemon import Daemon
 from ghapp.errors import GrantRefused
 from ghapp.lending import Lending
@@ -428,7 +429,8 @@ async def test_permissions_without_contents_serve_no_git(ghapp: Ghapp) -> None:
 
 
 @pytest.mark.usefixtures("served")
-async def test_run_args_are_what_to_paste(ghapp: Ghapp, directory: Path) -> None:
+async def test_run_args_are_what_to_paste(ghapp: Ghapp, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grant, "LONGEST_FOR_SSH", 1000)
     await lend(ghapp, "acme/rocket", "--name", "rocket")
     place = directory / "grants" / "rocket"
     never_stores = (
@@ -449,6 +451,11 @@ async def test_run_args_are_what_to_paste(ghapp: Ghapp, directory: Path) -> None
     assert ssh.out.startswith("-o ExitOnForwardFailure=yes -R /tmp/ghapp-rocket-")
     assert ssh.out.endswith(f".sock:{place}/git.sock\n")
     assert "git config --global --add credential.https://github.com.helper ''" in ssh.err
+
+    monkeypatch.setattr(grant, "LONGEST_FOR_SSH", 10)
+    long = await ghapp.asked("grant", "run-args", "rocket", "ssh")
+    assert (long.code, long.out) == (1, "")
+    assert "ssh takes no path as long as" in long.err
 
     lines = (await ghapp.asked("grant", "run-args", "rocket", "env")).out.splitlines()
     assert all(line.startswith("export GIT_CONFIG_") for line in lines)

@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -254,6 +255,8 @@ def sshd(tmp_path: Path) -> Iterator[tuple[str, ...]]:
 
 
 def test_a_remote_host_uses_a_grant_through_ssh(machine: Machine, sshd: tuple[str, ...]) -> None:
+    short = tempfile.mkdtemp(prefix="ghapp-")  # ssh takes no path as long as a test's may be
+    machine.env["GHAPP_RUNTIME_DIR"] = short
     set_up(machine)
     lend(machine, "acme/rocket", "--name", "rocket")
     printed = machine.ghapp("grant", "run-args", "rocket", "ssh")
@@ -273,6 +276,8 @@ def test_a_remote_host_uses_a_grant_through_ssh(machine: Machine, sshd: tuple[st
         done = machine.run("ssh", *sshd, *arguments, "127.0.0.1", "sh", input=script, check=False)
     finally:
         here.unlink(missing_ok=True)
+        machine.end()
+        shutil.rmtree(short)
 
     assert "# rocket" in done.stdout, done.stderr
     assert "status 128" in done.stdout

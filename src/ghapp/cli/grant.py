@@ -1,5 +1,6 @@
 """``ghapp grant``."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ghapp.errors import ConfigError, GrantRefused, UsageError
 from ghapp.grant import DEFAULT_LIFE, MAX_LIFE, checked_name, patterns_of
 
 
+LONGEST_FOR_SSH = 103 if sys.platform == "darwin" else 107  # bytes of sun_path; ssh goes no other way
 FORMS = ("docker", "podman", "ssh", "devcontainer", "env")
 
 
@@ -215,6 +217,8 @@ def run_args(*, name: str, form: str) -> None:
     elif form == "env":
         click.echo("\n".join(lent.for_shell(lent.settings([url], found["socket"]))))
     else:
+        if len(os.fsencode(found["socket"])) > LONGEST_FOR_SSH:
+            raise GrantRefused(f"ssh takes no path as long as {found['socket']}", hint="set GHAPP_RUNTIME_DIR")
         there = f"/tmp/ghapp-{found['name']}-{found['id']}.sock"  # noqa: S108  # nobody knows the name before
         click.echo(lent.shell(["-o", "ExitOnForwardFailure=yes", "-R", f"{there}:{found['socket']}"]))
         say("on the other side, once:")
