@@ -29,6 +29,7 @@ from ghapp.errors import (
     Suspended,
     UsageError,
 )
+from ghapp.grant import Grant
 from ghapp.installation import ALL, Scope
 from ghapp.lease import Lease
 
@@ -1337,8 +1338,10 @@ class Notes:
         repository: str = "",
         scope: Scope | None = None,
         lease: Lease | None = None,
+        grant: Grant | None = None,
         seconds: float | None = None,
     ) -> None:
+        assert grant is None
         assert (scope is None) is not (lease is None)
         assert seconds is None or seconds >= 0
         self.heard.append((action, outcome, repository))

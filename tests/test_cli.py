@@ -182,7 +182,7 @@ def test_what_was_nearly_typed_is_suggested(ghapp: Ghapp, command: list[str], me
 
 
 def test_the_list_of_commands_cuts_no_sentence(ghapp: Ghapp) -> None:
-    for command in ((), ("app",), ("daemon",)):
+    for command in ((), ("app",), ("daemon",), ("grant",)):
         assert "..." not in ghapp(*command, "--help").out.partition("Commands:")[2]
 
 
@@ -905,7 +905,7 @@ def test_questions_are_asked_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch)
 def test_no_command_is_missing_from_the_list() -> None:
     modules = {path.stem for path in (ROOT / "src" / "ghapp" / "cli").glob("*.py")}
 
-    assert modules - {"__init__", "output", "daemon_client", "host", "key_import", "app_create"} == {
+    assert modules - {"__init__", "output", "daemon_client", "host", "key_import", "app_create", "lent"} == {
         name.replace("-", "_") for name in cli._COMMANDS
     }
 

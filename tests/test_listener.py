@@ -392,8 +392,8 @@ def test_without_memory_the_process_ends_and_leaves_its_place_to_another(tmp_pat
         assert starving.wait(10) == 1
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user to try")
-async def test_another_user_is_not_served(tmp_path: Path) -> None:
+def open_the_way(tmp_path: Path) -> None:
+    """Let other users come as far as `tmp_path`."""
     directory = tmp_path
     while directory != directory.parent and directory.name:
         with contextlib.suppress(PermissionError):
@@ -401,6 +401,26 @@ async def test_another_user_is_not_served(tmp_path: Path) -> None:
         if directory.name.startswith("pytest-of"):
             break
         directory = directory.parent
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user to try")
+async def test_a_user_who_was_named_is_served_and_no_other(tmp_path: Path) -> None:
+    open_the_way(tmp_path)
+    async with listening(Listener(str(tmp_path / "s"), echo, uids=(65533,))) as listener:
+
+        def come(uid: int, answer: bytes) -> None:
+            os.setuid(uid)
+            with contextlib.suppress(BrokenPipeError):
+                assert talk(tmp_path / "s", b"hello") == answer
+
+        assert await asyncio.to_thread(fakes_process.in_child, lambda: come(65533, b"hello")) == 0
+        assert await asyncio.to_thread(fakes_process.in_child, lambda: come(65534, b"")) == 0
+        assert listener.rejected == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user to try")
+async def test_another_user_is_not_served(tmp_path: Path) -> None:
+    open_the_way(tmp_path)
     async with listening(Listener(str(tmp_path / "s"), echo)) as listener:
         (tmp_path / "s").chmod(0o666)
 

@@ -11,6 +11,7 @@ from ghapp.broker import Broker
 from ghapp.clock import SystemClock
 from ghapp.credential import Credential, Query
 from ghapp.errors import GhappError, NetworkFailed, NotSelected
+from ghapp.grant import Grant
 from ghapp.listener import Listener
 from ghapp.server import VERSION, GitServer
 
@@ -28,13 +29,14 @@ class FakeBroker(Broker):
         self.answer: Credential | Exception | None = None
         self.erased: list[str] = []
 
-    async def fill(self, query: Query) -> Credential | None:
-        assert query.host == "github.com"
+    async def fill(self, query: Query, grant: Grant | None = None) -> Credential | None:
+        assert (query.host, grant) == ("github.com", None)
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
 
-    def erase(self, password: str) -> bool:
+    def erase(self, password: str, grant: str = "") -> bool:
+        assert not grant
         self.erased.append(password)
         return True
 

@@ -117,8 +117,8 @@ def home() -> Path:
 
 
 def written() -> dict[str, bytes]:
-    """Return the files that setup makes or changes."""
-    found = (path for path in home().rglob("*") if path.is_file())
+    """Return the files that setup makes or changes; the audit trail grows with every use."""
+    found = (path for path in home().rglob("*") if path.is_file() and not path.name.startswith("audit"))
     return {str(path): path.read_bytes() for path in found if "run" not in path.relative_to(home()).parts}
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from ghapp.broker import Clock
 from ghapp.caller import Caller, Callers
+from ghapp.grant import Grant, name_of
 from ghapp.installation import ALL, Scope
 from ghapp.lease import Lease, token_sha256
 from ghapp.listener import Peer
@@ -84,26 +85,29 @@ class Audit:
         repository: str = "",
         scope: Scope | None = None,
         lease: Lease | None = None,
+        grant: Grant | None = None,
         seconds: float | None = None,
     ) -> None:
         """Note that something was done, and for whom; `outcome` is ``ok`` or an error's code."""
         call = _call.get()
         self.look()
         scope = lease.scope if lease is not None else scope
+        through = call.grant if call is not None else None
+        named = grant.name if grant is not None else name_of(scope.grant) if scope is not None else ""
         entry: dict[str, object] = {
             "time": timestamp(self._clock.wall()),
             "action": action,
-            "repository": (repository or _repository_of(lease)) or None,
+            "repository": (repository or _repository_of(lease, grant)) or None,
             "outcome": outcome,
             "app": lease.app if lease is not None else None,
-            "scope": None if scope is None else _describe(scope, lease),
+            "scope": _describe(scope, lease, grant),
             "lease": lease.id if lease is not None else None,
             "token_sha256": token_sha256(lease.token) if lease is not None else None,
             "duration": None if seconds is None else round(max(0.0, seconds), 6),
-            "grant": call.grant if call is not None else None,
+            "grant": through or named or None,
             "peer": self._peer(call, always_chain=action in {"mint", "renewal", "refusal", "grant"}),
         }
-        self._writer.put(format_line(entry), call.grant if call is not None else None)
+        self._writer.put(format_line(entry), through)
 
     def _peer(self, call: _Call | None, *, always_chain: bool) -> dict[str, object]:
         if call is None or call.caller is None:  # nobody: a timer of ours
@@ -141,7 +145,12 @@ def _text(value: str | None) -> str | None:
     return None if value is None else redacted(value[:MAX_TEXT])
 
 
-def _describe(scope: Scope, lease: Lease | None) -> dict[str, object]:
+def _describe(scope: Scope | None, lease: Lease | None, grant: Grant | None) -> dict[str, object] | None:
+    if grant is not None:
+        named = [str(repository) for repository in grant.repositories]
+        return {"repositories": named, "permissions": dict(grant.permissions), "uids": list(grant.uids)}
+    if scope is None:
+        return None
     names: object = "all"
     if scope.repositories is not ALL:
         names = list(lease.repositories or ()) if lease is not None else list(scope.repositories)
@@ -152,7 +161,10 @@ def _describe(scope: Scope, lease: Lease | None) -> dict[str, object]:
     }
 
 
-def _repository_of(lease: Lease | None) -> str:
+def _repository_of(lease: Lease | None, grant: Grant | None) -> str:
+    """Return what a line is about, where that is one thing."""
+    if grant is not None:
+        return str(grant.repositories[0]) if len(grant.repositories) == 1 else ""
     if lease is None:
         return ""
     names = lease.repositories or ()

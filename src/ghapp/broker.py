@@ -8,10 +8,11 @@ across an await.
 import asyncio
 import contextvars
 import secrets
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ghapp.credential import Credential, Query, Repository
 from ghapp.errors import (
@@ -22,6 +23,7 @@ from ghapp.errors import (
     Failed,
     ForeignUser,
     GhappError,
+    GrantEnded,
     KeyUnavailable,
     Locked,
     NetworkFailed,
@@ -33,6 +35,7 @@ from ghapp.errors import (
     Suspended,
     UsageError,
 )
+from ghapp.grant import ANY, Grant, name_of
 from ghapp.installation import (
     ALL,
     Installation,
@@ -41,6 +44,7 @@ from ghapp.installation import (
     Scope,
     check_granted,
     git_permissions,
+    highest,
     read_only_of,
     wider_than,
 )
@@ -157,6 +161,7 @@ class Recorder(Protocol):
         repository: str = "",
         scope: Scope | None = None,
         lease: Lease | None = None,
+        grant: Grant | None = None,
         seconds: float | None = None,
     ) -> None:
         """Note that something was done, and for whom; `outcome` is ``ok`` or an error's code."""
@@ -174,6 +179,7 @@ class NoRecord:
         repository: str = "",
         scope: Scope | None = None,
         lease: Lease | None = None,
+        grant: Grant | None = None,
         seconds: float | None = None,
     ) -> None:
         """Do nothing."""
@@ -189,7 +195,7 @@ class Revocation:
     """Seconds until it makes sense to try those that were not tried."""
 
 
-Attempt = Callable[[TokenIssuer, Sequence[Place]], Awaitable[Lease]]
+Attempt = Callable[[TokenIssuer, Sequence[Place]], Awaitable[Result]]
 
 
 class Broker:
@@ -219,9 +225,10 @@ class Broker:
         self._probe_pauses = probe_pauses
         self._unprobed_until: dict[Scope, float] = {}
         self._renewals: dict[Scope, asyncio.TimerHandle] = {}
+        self._grants: set[str] = set()
+        self._revoked: Counter[str] = Counter()
         self.mints = 0
         self.hits = 0
-        self.revocations = 0
 
     def configure(self, issuers: Sequence[TokenIssuer], *, probe: bool = True) -> None:
         """Answer for these apps from now on. Leases stay: their scope says whether they still fit.
@@ -258,22 +265,25 @@ class Broker:
 
     # -- answers to git ------------------------------------------------------------------------------------------
 
-    async def fill(self, query: Query) -> Credential | None:
+    async def fill(self, query: Query, grant: Grant | None = None) -> Credential | None:
         """Return the credential for `query`, or None if no app of ours is responsible.
 
-        Raises `Declined` if we are but no token can exist, `Failed` if it could not be had within the budget.
+        Raises `Declined` if we are but no token can exist, `Failed` if it could not be had within the budget. What a
+        grant does not include is declined, whoever else might have it.
         """
-        key = (query.host, query.repository.key if query.repository else None, query.our_username)
+        lent = "" if grant is None else grant.key
+        named = query.repository if grant is None else grant.repository_of(query)
+        key = (lent, query.host, named.key if named else None, query.our_username)
         began = self._clock.boot()
         self._raise_if_locked()
         self._restraint.raise_remembered(key, began)
         try:
             async with within(self._budget):
-                lease = await self._fill(query)
+                lease = await (self._fill(query) if grant is None or named is None else self._lend(query, grant, named))
                 if lease is None:
                     return None
                 credential = self._credential(lease)
-                self._note_answer(lease, query.repository, began)
+                self._note_answer(lease, named, began)
                 return credential
         except GhappError as error:
             if not isinstance(error, AppRejected | RateLimited):  # that is known of the app; another may be free sooner
@@ -296,6 +306,41 @@ class Broker:
 
         return await self._first_that_can(query.host, [repository], at)
 
+    async def _lend(self, query: Query, grant: Grant, repository: Repository) -> Lease:
+        """Return a lease of the grant's own: no token is for git.sock and a grant, or for two grants."""
+
+        async def at(issuer: TokenIssuer, places: Sequence[Place]) -> Lease:
+            installation = places[0].installation
+            if not query.our_username:
+                raise _foreign_user(query)
+            if installation.suspended:
+                raise suspended(installation.account, installation.html_url)
+            grant.check_place(repository, installation.account)
+            if grant.together:
+                scope = await self._scope_together(issuer, places, grant.permissions, repository.owner, grant.key)
+            else:
+                wanted = grant.allowed(git_permissions(installation, issuer.app.permissions))
+                check_granted(installation, wanted)
+                scope = await _scope(issuer, installation, (places[0].repository,), wanted, grant.key)
+            self._drop_rejected(query, grant.key)
+            return await self.lease(Order(issuer, scope, installation.account, repository))
+
+        self._restraint.check_grant(grant.key, self._clock.boot())
+        together = grant.repositories if grant.together else (repository,)
+        try:
+            lease = await self._first_that_can(query.host, together, at)
+            if lease is None:
+                raise _not_installed(repository)
+        except Declined:
+            self._restraint.count_miss(grant.key, self._clock.boot())
+            raise
+        return lease
+
+    def _drop_rejected(self, query: Query, grant: str) -> None:
+        """Forget the lease that git saw rejected, if it is of the same grant: no other is its business."""
+        if query.rejected and (lease := self._book.get(query.rejected)) is not None and lease.scope.grant == grant:
+            self._book.drop(lease.id)
+
     async def _lease_for_git(self, issuer: TokenIssuer, place: Place, query: Query) -> Lease:
         installation = place.installation
         if installation.suspended:
@@ -303,8 +348,7 @@ class Broker:
         repositories = ALL if issuer.app.whole_installation else (place.repository,)
         permissions = git_permissions(installation, issuer.app.permissions)
         scope = await _scope(issuer, installation, repositories, permissions)
-        if query.rejected:
-            self._book.drop(query.rejected)
+        self._drop_rejected(query, "")
         return await self.lease(Order(issuer, scope, installation.account, query.repository))
 
     async def _fill_without_path(self, query: Query) -> Lease:
@@ -335,12 +379,14 @@ class Broker:
         remaining = lease.remaining(self._clock.boot())
         return Credential(lease.id, lease.token, int(self._clock.wall() + remaining))
 
-    def erase(self, password: str) -> bool:
-        """Forget the lease whose token git saw rejected; tell whether there was one."""
-        lease = self._book.drop_token(password)
-        if lease is not None:
-            self._recorder.record("erase", OK, lease=lease)
-        return lease is not None
+    def erase(self, password: str, grant: str = "") -> bool:
+        """Forget the lease whose token git saw rejected; tell whether there was one, of that grant."""
+        lease = self._book.find_token(password)
+        if lease is None or lease.scope.grant != grant:
+            return False
+        self._book.drop(lease.id)
+        self._recorder.record("erase", OK, lease=lease)
+        return True
 
     # -- answers to people and tools -----------------------------------------------------------------------------
 
@@ -351,6 +397,7 @@ class Broker:
         permissions: Permissions | None,
         *,
         read_only: bool = False,
+        grant: str = "",
     ) -> Lease:
         """Return a lease for other tools than git: all that the installation grants on `repositories`, or less."""
         if len({repository.owner.lower() for repository in repositories}) != 1:
@@ -358,30 +405,83 @@ class Broker:
 
         async def at(issuer: TokenIssuer, places: Sequence[Place]) -> Lease:
             installation = places[0].installation
-            if {place.installation.id for place in places} != {installation.id}:
-                raise UsageError(f"one of the repositories has left {repositories[0].owner}")
             if installation.suspended:
                 raise suspended(installation.account, installation.html_url)
             wanted = installation.permissions if permissions is None else permissions
             wanted = read_only_of(wanted) if read_only else wanted
-            if not wanted:
-                raise UsageError("a token needs at least one permission")
-            check_granted(installation, wanted)
-            named = tuple(sorted({place.repository for place in places}, key=str))
-            scope = await _scope(issuer, installation, named, wanted)
+            scope = await self._scope_together(issuer, places, wanted, repositories[0].owner, grant)
             return await self.lease(Order(issuer, scope, installation.account, repositories[0]))
 
         began = self._clock.boot()
-        async with within(self._budget):
-            lease = await self._first_that_can(host, repositories, at)
-        self._raise_if_locked()
-        if lease is None:
-            raise NotInstalled(
-                f"no app of yours is installed on {repositories[0].owner}", hint="ghapp app list shows the apps"
-            )
+        try:
+            async with within(self._budget):
+                lease = await self._first_that_can(host, repositories, at)
+            self._raise_if_locked()
+            if lease is None:
+                raise _not_installed(repositories[0])
+        except GhappError as error:
+            seconds = self._clock.boot() - began
+            self._recorder.record("refusal", error.code, repository=str(repositories[0]), seconds=seconds)
+            raise
         self._book.count_use(lease, self._clock.boot())
         self._note_answer(lease, repositories[0], began)
         return lease
+
+    async def _scope_together(
+        self, issuer: TokenIssuer, places: Sequence[Place], wanted: Permissions, owner: str, grant: str
+    ) -> Scope:
+        """Return the scope of one token for several repositories, which have to be in one installation."""
+        installation = places[0].installation
+        if {place.installation.id for place in places} != {installation.id}:
+            raise UsageError(f"one of the repositories has left {owner}")
+        if not wanted:
+            raise UsageError("a token needs at least one permission")
+        check_granted(installation, wanted)
+        named = tuple(sorted({place.repository for place in places}, key=str))
+        return await _scope(issuer, installation, named, wanted, grant)
+
+    async def lendable(
+        self, host: str, patterns: Sequence[Repository], permissions: Permissions | None, *, read_only: bool
+    ) -> Permissions:
+        """Return the most that tokens of a grant for `patterns` can do now, after asking GitHub about each of them.
+
+        Raises `Declined` if one of them cannot be reached.
+        """
+        found: dict[str, list[str]] = {}
+
+        async def at(issuer: TokenIssuer, places: Sequence[Place]) -> Permissions:
+            return _lendable_on(issuer.app, places[0].installation, permissions, read_only=read_only)
+
+        for pattern in patterns:
+            async with within(self._budget):
+                if pattern.name == ANY:
+                    on_one = await self._lendable_of_owner(host, pattern, permissions, read_only=read_only)
+                else:
+                    on_one = await self._first_that_can(host, [pattern], at, afresh=True)
+            if on_one is None:
+                raise _not_installed(pattern)
+            for name, level in on_one:
+                found.setdefault(name, []).append(level)
+        return tuple(sorted((name, highest(levels)) for name, levels in found.items()))
+
+    async def _lendable_of_owner(
+        self, host: str, pattern: Repository, permissions: Permissions | None, *, read_only: bool
+    ) -> Permissions | None:
+        for issuer in self._issuers:
+            if issuer.app.serves(host, pattern.owner):
+                found = await self._asking(issuer, lambda issuer=issuer: issuer.find_by_owner(pattern.owner))  # type: ignore[misc]  # mypy cannot infer it
+                if found is not None:
+                    return _lendable_on(issuer.app, found, permissions, read_only=read_only)
+        return None
+
+    def open_grant(self, grant: str) -> None:
+        """Mint for that grant from now on, until it is closed."""
+        self._grants.add(grant)
+
+    async def close_grant(self, grant: str) -> tuple[int, int]:
+        """Mint for that grant no more, and end its tokens; return as `revoke_all`."""
+        self._grants.discard(grant)
+        return await self._end_all(grant)
 
     async def lease_to_look_around(self, name: str, owner: str) -> Lease:
         """Return a lease that sees what the app `name` reaches on `owner`, and may do nothing with it."""
@@ -416,18 +516,20 @@ class Broker:
 
         They are held until `revoke` has ended them, or GitHub has.
         """
-        await self._mints_under_way()
+        await self._mints_under_way(None)
         found = [lease for lease, _ in self.leases() if fits(lease)]
         for lease in found:
             self._book.retire(lease.id)
         return found
 
-    async def _mints_under_way(self) -> bool:
-        """Wait for the mints under way, and tell whether there were any."""
-        mints = self._flights.under_way(Scope)
-        if mints:
+    async def _mints_under_way(self, grant: str | None) -> bool:
+        """Wait for the mints under way for that grant, or for all, and tell whether there were any."""
+        if mints := self._mints(grant):
             await asyncio.wait(mints)
         return bool(mints)
+
+    def _mints(self, grant: str | None) -> "list[asyncio.Task[Any]]":
+        return self._flights.under_way(lambda key: isinstance(key, Scope) and grant in {None, key.grant})
 
     async def revoke(self, leases: Iterable[Lease]) -> Revocation:
         """End tokens at GitHub, a few at a time and no more a minute than GitHub takes.
@@ -468,7 +570,7 @@ class Broker:
         try:
             await self._issuer_of(lease).revoke_token(lease.token)
             self._book.drop(lease.id)
-            self.revocations += 1
+            self._revoked[lease.scope.grant] += 1
             outcome = OK
         except GhappError as error:
             outcome = error.code
@@ -485,20 +587,28 @@ class Broker:
 
     async def revoke_all(self) -> tuple[int, int]:
         """End every token at GitHub, in the time there is; return how many are dead, and how many may not be."""
-        before = self.revocations
+        return await self._end_all(None)
+
+    async def _end_all(self, grant: str | None) -> tuple[int, int]:
+        before = self._count_revoked(grant)
         with suppress(TimeoutError):
             async with asyncio.timeout(self._revoke_budget):
                 again = True
                 while again:  # those that were being minted meanwhile
-                    leases = self._revocable()
+                    leases = self._revocable(grant)
                     for lease in leases:
                         self._book.retire(lease.id)
-                    again, _ = await asyncio.gather(self._mints_under_way(), self.revoke(leases))
-        return self.revocations - before, len(self._revocable()) + len(self._flights.under_way(Scope))
+                    again, _ = await asyncio.gather(self._mints_under_way(grant), self.revoke(leases))
+        alive = len(self._revocable(grant)) + len(self._mints(grant))
+        return self._count_revoked(grant) - before, alive
 
-    def _revocable(self) -> list[Lease]:
+    def _count_revoked(self, grant: str | None) -> int:
+        return self._revoked.total() if grant is None else self._revoked[grant]
+
+    def _revocable(self, grant: str | None) -> list[Lease]:
         apis = {issuer.app.api for issuer in self._issuers}
-        return [lease for lease, _ in self.leases() if lease.scope.api in apis]
+        leases = (lease for lease, _ in self.leases() if lease.scope.api in apis)
+        return [lease for lease in leases if grant in {None, lease.scope.grant}]
 
     # -- the lock ------------------------------------------------------------------------------------------------
 
@@ -522,7 +632,7 @@ class Broker:
         self._book.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(self._revoke_budget):
-                await self._mints_under_way()
+                await self._mints_under_way(None)
         self._book.clear()
         return 0, 0
 
@@ -537,8 +647,10 @@ class Broker:
 
     # -- which app, and where ------------------------------------------------------------------------------------
 
-    async def _first_that_can(self, host: str, repositories: Sequence[Repository], attempt: Attempt) -> Lease | None:
-        """Return the lease of the first app that has one, or None if no app is installed on the owner.
+    async def _first_that_can(
+        self, host: str, repositories: Sequence[Repository], attempt: Attempt[Result], *, afresh: bool = False
+    ) -> Result | None:
+        """Return what `attempt` comes to with the first app that can, or None if no app is installed on the owner.
 
         An app whose own key or limit is the trouble does not stand in the way of the next; what would fail for
         each of them, such as the network, ends it.
@@ -548,26 +660,26 @@ class Broker:
             if not issuer.app.serves(host, repositories[0].owner):
                 continue
             try:
-                lease = await self._at_places(issuer, repositories, attempt)
+                found = await self._at_places(issuer, repositories, attempt, afresh=afresh)
             except NotInstalled:
                 continue
             except (Declined, AppRejected, KeyUnavailable, RateLimited) as error:
                 refusals.append(error)
                 continue
-            if lease is not None:
-                return lease
+            if found is not None:
+                return found
         if refusals:
             raise next((error for error in refusals if isinstance(error, Failed)), refusals[0])
         return None
 
     async def _at_places(
-        self, issuer: TokenIssuer, repositories: Sequence[Repository], attempt: Attempt
-    ) -> Lease | None:
-        """Return the lease that `attempt` finds for where `repositories` are, or None where the app is not installed.
+        self, issuer: TokenIssuer, repositories: Sequence[Repository], attempt: Attempt[Result], *, afresh: bool
+    ) -> Result | None:
+        """Return what `attempt` comes to for where `repositories` are, or None where the app is not installed.
 
         What we believed may be old: a refusal makes us look at each repository once more, unless we just did.
         """
-        for last in (False, True):
+        for last in (True,) if afresh else (False, True):
             places, fresh = [], True
             for repository in repositories:
                 place, asked = await self._locate(issuer, repository, afresh=last)
@@ -649,6 +761,7 @@ class Broker:
         minute and without waiting for the next failure.
         """
         self._raise_if_locked()
+        self._check_open(order.scope)
         held = self._book.find(order.scope, self._clock.boot(), at_least=LAST_RESORT)
         left = 0.0 if held is None else held.remaining(self._clock.boot())
         if held is not None and left >= RENEW_AHEAD:
@@ -711,7 +824,7 @@ class Broker:
         issuer, scope = order.issuer, order.scope
         now = self._clock.boot
         self._restraint.raise_remembered((scope.api, scope.issuer), now())  # what is not sent is not counted
-        pace = self._restraint.count_mint(scope, (scope.api, scope.issuer), now())
+        pace = self._restraint.count_mint(scope, (scope.api, scope.issuer), now(), scope.grant)
         will_probe = self._will_probe(order)
         if will_probe:
             self._flights.begin((issuer.app.host, "approach"), issuer.approach)
@@ -733,10 +846,13 @@ class Broker:
                 f"GitHub issued another token than was asked for: {wrong}; it {await _revoked(issuer, issued.token)}"
             )
         lease = self._lease_of(order, issued, ends)
-        if self.locked:  # nobody gets it
+        try:
+            self._raise_if_locked()
+            self._check_open(scope)
+        except (Locked, GrantEnded):  # meanwhile: nobody gets it
             with suppress(GhappError):
                 await self._end(lease)
-            raise Locked
+            raise
         self._book.put(lease)
         self._renew_in(max(0.0, lease.remaining(now()) - RENEW_AHEAD), order)
         return lease
@@ -753,6 +869,11 @@ class Broker:
             token=issued.token,
             ends=ends,
         )
+
+    def _check_open(self, scope: Scope) -> None:
+        """Raise `GrantEnded` for a scope of a grant that was closed."""
+        if scope.grant and scope.grant not in self._grants:
+            raise GrantEnded(f"grant {name_of(scope.grant)} has ended")
 
     def _will_probe(self, order: "Order") -> bool:
         if not self._probe or order.repository is None or "contents" not in dict(order.scope.permissions):
@@ -786,7 +907,11 @@ class Order:
 
 
 async def _scope(
-    issuer: TokenIssuer, installation: Installation, repositories: Repositories, permissions: Permissions
+    issuer: TokenIssuer,
+    installation: Installation,
+    repositories: Repositories,
+    permissions: Permissions,
+    grant: str = "",
 ) -> Scope:
     return Scope(
         api=issuer.app.api,
@@ -795,7 +920,24 @@ async def _scope(
         installation=installation.id,
         repositories=repositories,
         permissions=permissions,
+        grant=grant,
     )
+
+
+def _lendable_on(
+    app: App, installation: Installation, permissions: Permissions | None, *, read_only: bool
+) -> Permissions:
+    if installation.suspended:
+        raise suspended(installation.account, installation.html_url)
+    if permissions is not None:
+        check_granted(installation, permissions)
+        return permissions
+    wanted = git_permissions(installation, app.permissions)
+    return read_only_of(wanted) if read_only else wanted
+
+
+def _not_installed(repository: Repository) -> NotInstalled:
+    return NotInstalled(f"no app of yours is installed on {repository.owner}", hint="ghapp app list shows the apps")
 
 
 async def _revoked(issuer: TokenIssuer, token: str) -> str:

@@ -3,12 +3,15 @@
 No method takes code, a module's name or a path that the daemon would run.
 """
 
+import asyncio
 import contextlib
 import inspect
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 from ghapp.errors import GhappError
@@ -22,6 +25,18 @@ _PARSE_ERROR, _INVALID_REQUEST, _UNKNOWN_METHOD, _INVALID_PARAMS, _INTERNAL = -3
 Method = Callable[..., Awaitable[Any]]
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """One client's connection, for a method whose effect is to last as long as that."""
+
+    at_end: "Callable[[], asyncio.Task[Any]] | None" = None
+    """Begins to end it, at once, in a task that may be waited for. Once it is set no further request is read."""
+
+
+SESSION: ContextVar[Session] = ContextVar("SESSION")
+"""The session that a method was called in."""
 
 
 class ControlServer:
@@ -41,11 +56,20 @@ class ControlServer:
 
     async def handle(self, connection: Connection) -> None:
         """Serve one connection until the client closes it."""
-        while line := await connection.read_until(b"\n", MAX_LINE):
-            with self._called_by(connection.peer):
-                answer = await self.respond(line)
-            if answer is not None:
-                await connection.write(answer + b"\n")
+        session = Session()
+        SESSION.set(session)
+        with self._called_by(connection.peer):
+            try:
+                while session.at_end is None and (line := await connection.read_until(b"\n", MAX_LINE)):
+                    answer = await self.respond(line)
+                    if answer is not None:
+                        await connection.write(answer + b"\n")
+                if session.at_end is not None:
+                    await connection.until_closed()
+            finally:
+                ending = None if session.at_end is None else session.at_end()
+            if ending is not None:
+                await connection.write(json.dumps(await asyncio.shield(ending)).encode() + b"\n")
 
     async def respond(self, line: bytes) -> bytes | None:
         """Return the answer to one request, or None for a notification (JSON-RPC 2.0, 4.1)."""

@@ -24,14 +24,16 @@ from ghapp.audit import Audit
 from ghapp.broker import Broker, Clock, IssuedToken, TokenIssuer
 from ghapp.clock import SystemClock
 from ghapp.config import Config
-from ghapp.control import ControlServer
+from ghapp.control import SESSION, ControlServer
 from ghapp.credential import Repository, parse_repository
 from ghapp.errors import DaemonFailed, GhappError, Locked, NotInstalled, UsageError
+from ghapp.grant import checked_permissions, name_of
 from ghapp.installation import ALL, Installation, Scope, permissions_of
 from ghapp.lease import Lease, token_sha256
+from ghapp.lending import Lending
 from ghapp.listener import MAX_CONNECTIONS, Listener
 from ghapp.routing import App, Place
-from ghapp.server import VERSION, GitServer
+from ghapp.server import VERSION, GitServer, Source
 from ghapp.upgrade import Installation as InstalledPackage
 from ghapp.watchdog import Watchdog
 
@@ -144,17 +146,22 @@ class Daemon:
         self._package = InstalledPackage(package)
         self._watchdog = Watchdog(self._is_busy, logs.descriptor)
         self._threads = ThreadPoolExecutor(SIGNING_THREADS, thread_name_prefix="signer")
-        git = GitServer(
+        self._lending = Lending(
+            directory,
             self._broker,
-            hosts=lambda: {app.host for app in self._config.apps},
-            ready=self._wait_until_ready,
-            quit_on_error=lambda: self._config.quit_on_error,
-            on_error=self._note_error,
-            audit=self._audit,
+            clock,
+            lambda source, grant: self._git_server(source, grant).handle,
+            self._audit,
+            on_activity=self._note_activity,
         )
+        git = self._git_server(self._broker)
         control = ControlServer(
             {
                 "bot": self._bot,
+                "exec": self._exec,
+                "grant_create": self._grant_create,
+                "grant_revoke": self._grant_revoke,
+                "grants": self._grants,
                 "installations": self._installations,
                 "leases": self._leases,
                 "lock": self._lock_all,
@@ -182,6 +189,21 @@ class Daemon:
             )
         ]
 
+    def _git_server(self, source: Source, grant: str | None = None) -> GitServer:
+        return GitServer(
+            source,
+            hosts=lambda: {app.host for app in self._config.apps},
+            ready=self._wait_until_ready,
+            quit_on_error=lambda: self._config.quit_on_error,
+            on_error=self._note_error,
+            audit=self._audit,
+            grant=grant,
+        )
+
+    @property
+    def _all_listeners(self) -> list[Listener]:
+        return [*self._listeners, *self._lending.listeners]
+
     async def run(self, report: Callable[[], None]) -> None:
         """Serve until told to end; `report` is called when the sockets listen. Raises `GhappError` before that."""
         self._config = config.load(config.config_file())
@@ -193,6 +215,7 @@ class Daemon:
                     listener.adopt(self._sockets[name])
                 else:
                     listener.open()
+            self._lending.restore()
         except BaseException:
             self._leave()
             raise
@@ -227,9 +250,11 @@ class Daemon:
             process.mark_unreachable(self._lock)
         for listener in self._listeners:
             listener.stop_accepting()
+        self._lending.stop_accepting()
 
     async def _end(self, imports: asyncio.Task[None]) -> None:
-        await asyncio.gather(*(listener.drain(GRACE) for listener in self._listeners))
+        await asyncio.gather(*(listener.drain(GRACE) for listener in self._all_listeners))
+        await self._lending.aclose(GRACE)
         imports.cancel()
         await asyncio.gather(imports, return_exceptions=True)
         for github in (*self._former, *self._githubs.values(), *self._edges.values()):
@@ -308,14 +333,14 @@ class Daemon:
     # -- life ----------------------------------------------------------------------------------------------------
 
     def _is_busy(self) -> bool:
-        return self._broker.flights > 0 or any(listener.connections for listener in self._listeners)
+        return self._broker.flights > 0 or any(listener.busy for listener in self._all_listeners)
 
     def _note_activity(self) -> None:
         self._watchdog.watch()
         self._last_activity = self._clock.boot()
         self._mend_sockets()
-        if self._broker.locked:
-            return  # whoever follows would not be
+        if self._broker.locked or len(self._lending):
+            return  # whoever follows would not be locked; nobody in a container would start them
         if not self._ending.is_set() and (successor := self._package.successor()):
             log.info("ghapp %s was installed; the next request starts it", successor)
             self._ending.set()
@@ -337,7 +362,8 @@ class Daemon:
         if self._ending.is_set():
             return
         left = self._last_activity + limit - self._clock.boot()
-        if left <= 0 and not self._broker.locked and not any(listener.connections for listener in self._listeners):
+        needed = self._broker.locked or len(self._lending) or any(each.connections for each in self._listeners)
+        if left <= 0 and not needed:
             log.info("idle for %.0f s", limit)
             self._ending.set()
             return
@@ -380,6 +406,8 @@ class Daemon:
                     listener.open()
                 except (GhappError, OSError) as error:
                     log.error("cannot listen: %s", error)  # noqa: TRY400  # as above
+        if not self._leaving:
+            self._lending.mend()
 
     def _read_config(self) -> None:
         fresh = config.load(config.config_file())
@@ -410,10 +438,11 @@ class Daemon:
                 {"name": app.name, "host": app.host, "issuer": app.issuer, "trouble": self._broker.trouble(app)}
                 for app in self._config.apps
             ],
-            "connections": sum(listener.connections for listener in self._listeners),
-            "connections_peak": max(listener.peak for listener in self._listeners),
-            "rejected": sum(listener.rejected for listener in self._listeners),
-            "timeouts": sum(listener.timeouts for listener in self._listeners),
+            "grants": len(self._lending),
+            "connections": sum(listener.connections for listener in self._all_listeners),
+            "connections_peak": max(listener.peak for listener in self._all_listeners),
+            "rejected": sum(listener.rejected for listener in self._all_listeners),
+            "timeouts": sum(listener.timeouts for listener in self._all_listeners),
             "network": self._describe_network(),
             "flights": self._broker.flights,
             "calls": sum(github.calls for github in self._githubs.values()),
@@ -436,7 +465,7 @@ class Daemon:
 
     def _describe(self, lease: Lease) -> dict[str, object]:
         ends = self._clock.wall() + lease.remaining(self._clock.boot())
-        return {
+        described: dict[str, object] = {
             "id": lease.id,
             "app": lease.app,
             "owner": lease.owner,
@@ -445,6 +474,9 @@ class Daemon:
             "expires_at": datetime.fromtimestamp(ends, tz=UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "token_sha256": token_sha256(lease.token),
         }
+        if lease.scope.grant:
+            described["grant"] = name_of(lease.scope.grant)
+        return described
 
     async def _token(
         self,
@@ -462,6 +494,54 @@ class Daemon:
             raise NotInstalled(error.message, hint=await self._install_link(host) or error.hint) from None
         described = self._describe(lease)
         return {"token": lease.token} | {key: described[key] for key in ("expires_at", "permissions", "repositories")}
+
+    async def _grant_create(  # noqa: PLR0917  # JSON-RPC passes them by name
+        self,
+        repositories: list[str],
+        seconds: float,
+        host: str = config.GITHUB,
+        permissions: dict[str, str] | None = None,
+        read_only: bool = False,  # noqa: FBT001, FBT002  # as above
+        name: str | None = None,
+        uids: list[int] | None = None,
+    ) -> dict[str, object]:
+        await self._wait_until_ready()
+        with self._lending.noting_refusals(repositories):
+            return await self._lending.create(
+                repositories,
+                host,
+                permissions=permissions,
+                read_only=read_only,
+                seconds=seconds,
+                name=name,
+                uids=uids or (),
+            )
+
+    async def _grants(self) -> list[dict[str, object]]:
+        return self._lending.describe()
+
+    async def _grant_revoke(self, name: str) -> dict[str, int]:
+        await self._wait_until_ready()
+        dead, alive = await asyncio.shield(self._lending.revoke(name))
+        return {"revoked": dead, "not_revoked": alive}
+
+    async def _exec(
+        self,
+        repositories: list[str],
+        host: str = config.GITHUB,
+        permissions: dict[str, str] | None = None,
+        read_only: bool = False,  # noqa: FBT001, FBT002  # as above
+        name: str | None = None,
+    ) -> dict[str, object]:
+        """Lend to whoever is connected, for as long as that is; with a token for what is not git."""
+        await self._wait_until_ready()
+        with self._lending.noting_refusals(repositories):
+            asked = checked_permissions(permissions, for_git=False)
+            described, lease = await self._lending.hold(
+                repositories, host, permissions=asked, read_only=read_only, name=name
+            )
+        SESSION.get().at_end = lambda: self._lending.release(str(described["name"]))
+        return described | {"token": lease.token, "owner": lease.owner}
 
     async def _install_link(self, host: str) -> str:
         """Return where the first app of `host` is installed, by GitHub's own word; "" if that cannot be had."""
@@ -619,7 +699,8 @@ class Daemon:
         First nobody comes in any more and git gets its answers: what is minted for them now is to end as well.
         """
         self._leave()
-        await self._listeners[0].drain(GRACE)
+        for_git = [self._listeners[0], *self._lending.listeners]
+        await asyncio.gather(*(listener.drain(GRACE) for listener in for_git))
         dead, alive = await self._broker.lock(revoke=True) if revoke else (0, 0)
         asyncio.get_running_loop().call_soon(self._ending.set)
         return {"pid": os.getpid(), "revoked": dead, "not_revoked": alive}

@@ -8,7 +8,8 @@
     │   ├── Suspended         E23       the installation is suspended
     │   ├── PermissionMissing E25       the installation was not granted a permission
     │   ├── PathMissing       E17       git did not say which repository
-    │   └── ForeignUser       E19       the request names another username
+    │   ├── ForeignUser       E19       the request names another username
+    │   └── OutsideGrant      E71       the grant does not include what was asked for
     └── Failed                          ours, but failed now: git stops instead of prompting
         ├── NetworkFailed     E11       name resolution, connection, time-out
         ├── ProxyFailed       E16       the proxy refused or cannot be reached
@@ -39,7 +40,9 @@
         ├── BrowserLeft       E65       the local page was opened, and nobody came back from GitHub
         ├── BrowserSilent     E66       nobody opened the local page
         ├── NotCreated        E67       GitHub's page came back without a code
-        └── KeyLost           E68       the app exists on GitHub, and its key could not be stored
+        ├── KeyLost           E68       the app exists on GitHub, and its key could not be stored
+        ├── GrantEnded        E72       the grant has ended
+        └── GrantRefused      E73       the grant cannot be made, or there is none of that name
 
 Messages follow one form: lower case, no final period, what failed and on what. A hint is the next command or link.
 Codes are stable and listed in SECURITY.md.
@@ -116,6 +119,13 @@ class ForeignUser(Declined):
     """The request names a username that is not ours."""
 
     code = "E19"
+
+
+class OutsideGrant(Declined):
+    """The grant whose socket was asked does not include that."""
+
+    code = "E71"
+    remember = 0.0  # no call to GitHub is saved, and a grant of the same name may include it a moment later
 
 
 class Failed(GhappError):
@@ -309,3 +319,16 @@ class KeyLost(Failed):
     """The app exists on GitHub, and its key, which GitHub shows once, could not be stored."""
 
     code = "E68"
+
+
+class GrantEnded(Failed):
+    """The grant whose socket was asked has ended, by its time or by somebody's hand."""
+
+    code = "E72"
+    remember = 0.0  # as above
+
+
+class GrantRefused(Failed):
+    """The grant cannot be made, or there is none of that name."""
+
+    code = "E73"

@@ -41,6 +41,21 @@ def read_only_of(permissions: Permissions) -> Permissions:
     return tuple((name, "read") for name, _ in permissions if name not in _WITHOUT_READ)
 
 
+def lesser(permissions: Permissions, limit: Permissions) -> Permissions:
+    """Return what `permissions` and `limit` have in common, each at the lower level."""
+    limits = dict(limit)
+    return tuple(
+        (name, min(level, limits[name], key=lambda each: _LEVELS.get(each, 0)))
+        for name, level in permissions
+        if name in limits
+    )
+
+
+def highest(levels: Iterable[str]) -> str:
+    """Return the level among `levels` that contains the others."""
+    return max(levels, key=lambda each: _LEVELS.get(each, 0))
+
+
 def exceeds(permissions: Permissions, limit: Permissions) -> list[str]:
     """Return those of `permissions`, as ``name: level``, that `limit` does not contain; unknown levels never fit.
 
@@ -82,6 +97,8 @@ class Scope:
     installation: InstallationId
     repositories: Repositories
     permissions: Permissions
+    grant: str = ""
+    """Which grant it is lent by, if any: what one was handed, nobody else is."""
 
     def __post_init__(self) -> None:
         # GitHub reads an empty list or map as "everything". Do not turn None or () into a wider scope anywhere.

@@ -105,15 +105,24 @@ class LeaseBook:
                 self.drop(lease_id)
         self._used_at.clear()
 
+    def get(self, lease_id: str) -> Lease | None:
+        """Return the lease with that id, if it is held."""
+        return self._leases.get(lease_id)
+
+    def find_token(self, token: str) -> Lease | None:
+        """Return the lease whose token is exactly `token`, if it is held."""
+        for lease in self._leases.values():
+            if hmac.compare_digest(lease.token.encode(), token.encode("utf-8", "surrogateescape")):
+                return lease
+        return None
+
     def drop_token(self, token: str) -> Lease | None:
         """Forget the lease whose token is exactly `token`.
 
         An older token of the same scope drops nothing: a late 401 must not evict the fresh lease.
         """
-        for lease in self._leases.values():
-            if hmac.compare_digest(lease.token.encode(), token.encode("utf-8", "surrogateescape")):
-                return self.drop(lease.id)
-        return None
+        lease = self.find_token(token)
+        return None if lease is None else self.drop(lease.id)
 
     def live(self, now: float) -> Iterator[Lease]:
         """Yield the leases GitHub still honours, forgetting the others."""

@@ -14,7 +14,7 @@ import socket
 import stat
 import struct
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +56,8 @@ class Connection:
         self.since = asyncio.get_running_loop().time()
         self.asked = False
         """Whether a whole request has arrived: such a client is not dropped to make room."""
+        self.held = False
+        """Whether the client has its answer and stays: it is not dropped either, and nobody waits for it at the end."""
 
     async def read_until(self, end: bytes, most: int) -> bytes:
         """Return what the client sends up to `end` (excluded) or its half-close.
@@ -84,6 +86,13 @@ class Connection:
         async with asyncio.timeout(WRITE_LIMIT):
             await asyncio.get_running_loop().sock_sendall(self._sock, answer)
 
+    async def until_closed(self) -> None:
+        """Return when the client lets go, however long that takes; whatever it sends is not read as a request."""
+        self.held, self.asked = True, False
+        with contextlib.suppress(ConnectionError):
+            while await asyncio.get_running_loop().sock_recv(self._sock, _CHUNK):
+                pass
+
     def close(self) -> None:
         """Close; only when no task waits on this connection, for the descriptor's number is soon another's."""
         with contextlib.suppress(OSError):
@@ -106,7 +115,11 @@ class Listener:
         most: int = MAX_CONNECTIONS,
         send_limit: float = SEND_LIMIT,
         fresh: float = FRESH,
+        uids: Collection[int] = (),
     ) -> None:
+        """`uids` may connect too, beside us and root; the socket's mode lets them, and who it is decides."""
+        self._uids = frozenset((0, os.geteuid(), *uids))
+        self._mode = 0o666 if uids else 0o600
         self.path = path
         self._handle = handle
         self._on_activity = on_activity
@@ -128,6 +141,11 @@ class Listener:
         """How many clients are connected now."""
         return len(self._tasks)
 
+    @property
+    def busy(self) -> bool:
+        """Whether anybody waits for us; one that has its answer and stays does not."""
+        return any(not connection.held for connection in self._tasks.values())
+
     def open(self) -> None:
         """Bind and listen. Whatever lies on the path is ours to replace only if it is a dead socket of ours.
 
@@ -141,6 +159,8 @@ class Listener:
                 _bind(sock, self.path)
             finally:
                 os.umask(mask)
+            if self._mode != 0o600:  # noqa: PLR2004  # what the umask made it
+                Path(self.path).chmod(self._mode)
             sock.listen(BACKLOG)
             sock.settimeout(0)
             status = os.lstat(self.path)
@@ -237,7 +257,7 @@ class Listener:
         except OSError:
             peer = None
         # As ssh-agent: us, or root, who could become us anyway and who runs containers.
-        if peer is None or peer.uid not in {0, os.geteuid()}:
+        if peer is None or peer.uid not in self._uids:
             self.rejected += 1
             sock.close()
             return
@@ -255,7 +275,7 @@ class Listener:
         for task, connection in self._tasks.items():  # in the order of arrival
             if now - connection.since < self._fresh:
                 return False
-            if not connection.asked:
+            if not connection.asked and not connection.held:
                 self.timeouts += 1
                 del self._tasks[task]
                 task.cancel()

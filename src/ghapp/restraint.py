@@ -16,6 +16,7 @@ from ghapp.errors import AppRejected, Declined, Failed, GhappError, NetworkFaile
 MINTS_OF_A_SCOPE = 6  # a minute; an erase loop must not get the app throttled
 MINTS_OF_AN_APP = 150  # a minute; GitHub allows about 180
 REVOCATIONS = 150  # a minute and API; GitHub counts five points each, and refuses beyond 900
+MINTS_OF_A_GRANT = 30  # a minute; whoever borrows must not use up the app's
 MINUTE = 60.0
 LEEWAY = 1.0  # seconds: what we sent a minute ago may have arrived a little later
 MAX_FAILURES = 1_000  # remembered errors; names come from URLs that strangers write
@@ -68,9 +69,9 @@ class Flights:
             flight.add_done_callback(land)
         return flight
 
-    def under_way(self, kind: type) -> "list[asyncio.Task[Any]]":
-        """Return the work under way for keys of that kind."""
-        return [flight for key, flight in self._flights.items() if isinstance(key, kind)]
+    def under_way(self, fits: Callable[[Hashable], bool]) -> "list[asyncio.Task[Any]]":
+        """Return the work under way for keys that fit."""
+        return [flight for key, flight in self._flights.items() if fits(key)]
 
     async def _work(self, start: Callable[[], Awaitable[Result]]) -> Result:
         """Run with an end of its own: nobody may be left to wait for it, and it must not hold its key for ever."""
@@ -145,20 +146,35 @@ class Restraint:
     def __len__(self) -> int:
         return len(self._failures)
 
-    def count_mint(self, scope: Hashable, app: Hashable, now: float) -> Pace:
+    def count_mint(self, scope: Hashable, app: Hashable, now: float, grant: str = "") -> Pace:
         """Count one more mint, or raise the last error if that would be too many within a minute."""
         self._paces = {key: pace for key, pace in self._paces.items() if pace.recent(now) or pace.error}
-        of_scope = self._paces.setdefault(scope, Pace())
-        of_app = self._paces.setdefault(app, Pace())
-        for pace, most in ((of_scope, MINTS_OF_A_SCOPE), (of_app, MINTS_OF_AN_APP)):
+        limits = [(scope, MINTS_OF_A_SCOPE), (app, MINTS_OF_AN_APP)]
+        if grant:
+            limits.append((("grant", grant), MINTS_OF_A_GRANT))
+        paces = [(self._paces.setdefault(key, Pace()), most) for key, most in limits]
+        for pace, most in paces:
             if pace.recent(now) >= most:
                 wait = pace.times[0] + MINUTE - now
                 raise pace.error or RateLimited(
                     f"{most} tokens were minted within a minute", wait=wait, hint="ghapp leases shows what is in use"
                 )
-        of_scope.times.append(now)
-        of_app.times.append(now)
-        return of_scope
+        for pace, _ in paces:
+            pace.times.append(now)
+        return paces[0][0]
+
+    def count_miss(self, grant: str, now: float) -> None:
+        """Count a question of a grant that cost calls and came to nothing."""
+        self._paces.setdefault(("misses", grant), Pace()).times.append(now)
+
+    def check_grant(self, grant: str, now: float) -> None:
+        """Raise if the grant asked too often for what it cannot have: then nothing is looked up for a while."""
+        pace = self._paces.get(("misses", grant))
+        if pace is not None and pace.recent(now) >= MINTS_OF_A_GRANT:
+            raise RateLimited(
+                f"the grant asked {MINTS_OF_A_GRANT} times within a minute for what it cannot have",
+                wait=pace.times[0] + MINUTE - now,
+            )
 
     def wait_to_revoke(self, api: Hashable, now: float) -> float:
         """Return the seconds until one more token may be revoked; 0 is now."""

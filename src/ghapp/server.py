@@ -6,13 +6,13 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Collection
 from importlib.metadata import version
+from typing import Protocol
 
 from ghapp.audit import Audit
-from ghapp.broker import Broker
-from ghapp.credential import answer_attributes, read_query
+from ghapp.credential import Credential, Query, answer_attributes, read_query
 from ghapp.errors import DaemonFailed, GhappError, UsageError
 from ghapp.listener import Connection
-from ghapp.wire import MAX_REQUEST, Request, error_attributes, format_answer, parse_request
+from ghapp.wire import MAX_REQUEST, Request, error_attributes, format_answer, format_refusal, parse_request
 
 
 REPORT = "ghapp daemon restart; if it happens again, report it as a bug"
@@ -24,12 +24,24 @@ MARKER = ("ghapp", "1")
 """Says that we answer, and as the last line that the answer is whole."""
 
 
+class Source(Protocol):
+    """Whoever has the credentials: the broker, or what it lends."""
+
+    async def fill(self, query: Query) -> Credential | None:
+        """Return the credential for `query`, or None if that is not ours."""
+        ...
+
+    def erase(self, password: str) -> bool:
+        """Forget the token that git saw rejected."""
+        ...
+
+
 class GitServer:
-    """Answers one request a connection."""
+    """Answers one request a connection; on a socket that is `lent`, to a git that has nothing of ours beside it."""
 
     def __init__(
         self,
-        broker: Broker,
+        broker: Source,
         *,
         hosts: Callable[[], Collection[str]],
         ready: Callable[[], Awaitable[None]],
@@ -64,7 +76,10 @@ class GitServer:
             return format_answer([*error_attributes(error, quit_git=False), MARKER]) if ours else b""
         match request.action:
             case "get":
-                pairs = await self._get(request)
+                try:
+                    pairs = await self._get(request)
+                except GhappError as problem:
+                    return self._explain(problem, request)
             case "erase":
                 self._broker.erase(request.attributes.get("password", ""))
                 pairs = []
@@ -86,18 +101,28 @@ class GitServer:
             credential = await self._broker.fill(query)
         except GhappError as error:
             log.info("no credential: %s", error.code)
+            self._note_refusal(error, query, began)
             self._on_error(error)
-            problem = error
+            raise
         except MemoryError:
             raise  # the listener ends us
         except Exception as error:  # noqa: BLE001  # without an answer our client would ask again and again
             log.error("a get failed: %s", type(error).__name__)  # noqa: TRY400  # a traceback may hold the request
             problem = DaemonFailed(f"the daemon failed unexpectedly: {type(error).__name__}", hint=REPORT)
-        else:
-            return [] if credential is None else answer_attributes(credential, query)
+            self._note_refusal(problem, query, began)
+            raise problem from None
+        return [] if credential is None else answer_attributes(credential, query)
+
+    def _note_refusal(self, problem: GhappError, query: Query, began: float) -> None:
         if self._audit is not None:
-            seconds, name = time.monotonic() - began, str(query.repository or "")
+            name, seconds = str(query.repository or ""), time.monotonic() - began
             self._audit.record("refusal", problem.code, repository=name, seconds=seconds)
-        if not request.shows_messages:
-            return []  # git's own client cannot show a reason; ours asks next
-        return error_attributes(problem, quit_git=problem.stops_git and self._quit_on_error())
+
+    def _explain(self, problem: GhappError, request: Request) -> bytes:
+        lent = self._grant is not None
+        if request.shows_messages:
+            quit_git = lent or (problem.stops_git and self._quit_on_error())
+            return format_answer([*error_attributes(problem, quit_git=quit_git), MARKER])
+        if lent:
+            return format_refusal(f"ghapp: error: {problem}")
+        return b""  # git's own client cannot show a reason; ours asks next

@@ -90,6 +90,14 @@ def format_answer(pairs: Iterable[tuple[str, str]]) -> bytes:
     return "".join(lines).encode("ascii")
 
 
+def format_refusal(sentence: str) -> bytes:
+    """Build an answer that stops git and puts `sentence` on the screen, where nothing of ours can print it.
+
+    git shows a line that it cannot read, in a warning, and reads no further: it is the last, and without ``=``.
+    """
+    return f"quit=1\n{printable(sentence).replace('=', ':')}\n".encode("ascii")
+
+
 MAX_MESSAGE = 400  # characters of an error or a hint: a few lines of a terminal
 
 

@@ -18,6 +18,8 @@ _COMMANDS = {
     "completion": "ghapp.cli.completion:completion",
     "daemon": "ghapp.cli.daemon:daemon",
     "doctor": "ghapp.cli.doctor:doctor",
+    "exec": "ghapp.cli.exec:execute",
+    "grant": "ghapp.cli.grant:grant",
     "installations": "ghapp.cli.installations:installations",
     "key": "ghapp.cli.key:key",
     "leases": "ghapp.cli.leases:leases",

@@ -45,19 +45,42 @@ def call_if_running(method: str, **params: Any) -> Any | None:
 
 def ask(method: str, *, patience: float = PATIENCE, **params: Any) -> dict[str, Any] | None:
     """Send one request and return the answer's object, or None if nobody listens. Raises `GhappError`."""
+    held = hold(method, patience=patience, **params)
+    if held is None:
+        return None
+    answer, connection = held
+    connection.close()
+    return answer
+
+
+def hold(method: str, *, patience: float = PATIENCE, **params: Any) -> tuple[dict[str, Any], _socket.socket] | None:
+    """As `ask`, and hand over the connection: what the method did lasts until that is closed."""
     request = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).encode() + b"\n"
     try:
         connection = client.connect(paths.control_socket(), patience)
         try:
             data = _exchange(connection, request)
-        finally:
+        except BaseException:
             connection.close()
+            raise
     except (FileNotFoundError, ConnectionError, NotADirectoryError):
         return None
     except TimeoutError:
         raise DaemonFailed(f"the daemon did not answer within {patience:.0f} s", hint="ghapp daemon restart") from None
     except OSError as error:
         raise started_error(error) from None
+    try:
+        answer = _answer_of(data)
+    except BaseException:
+        connection.close()
+        raise
+    if answer is None:
+        connection.close()
+        return None
+    return answer, connection
+
+
+def _answer_of(data: bytes) -> dict[str, Any] | None:
     if not data:
         return None
     try:

@@ -106,13 +106,23 @@ class Trail:
 def concerns(entry: dict[str, Any], target: str) -> bool:
     """Tell whether a line is about OWNER/REPO, or about any of OWNER/*."""
     owner, _, name = target.lower().partition("/")
-    of, _, repository = str(entry.get("repository") or "").lower().partition("/")
-    if of != owner:
-        return False
+    for each in _subjects(entry):
+        of, _, repository = each.lower().partition("/")
+        if of == owner and (name in {"*", "", repository} or repository == "*"):
+            return True
+    return False
+
+
+def _subjects(entry: dict[str, Any]) -> list[str]:
+    """Return each OWNER/REPO or OWNER/* that a line names; a token's repositories are names on its own's owner."""
+    subject = str(entry.get("repository") or "")
     scope = entry.get("scope")
     names = scope.get("repositories") if isinstance(scope, dict) else None
-    listed = {str(each).lower() for each in names} if isinstance(names, list) else set()
-    return name in {"*", "", repository} or name in listed or (repository == "*" and names == "all")
+    listed = [str(each) for each in names] if isinstance(names, list) else []
+    owner = subject.partition("/")[0]
+    narrowed = subject.endswith("/*") and listed  # a token for several, not for all
+    own = [] if narrowed or not subject else [subject]
+    return [*own, *(each if "/" in each else f"{owner}/{each}" for each in listed)]
 
 
 def readable(entry: dict[str, Any]) -> str:
@@ -126,7 +136,7 @@ def readable(entry: dict[str, Any]) -> str:
     words = [
         _local(str(entry["time"])),
         f"{entry.get('action')!s:<10}",
-        str(entry.get("repository") or "-"),
+        str(entry.get("repository") or ", ".join(_subjects(entry)) or "-"),
         _MEANING.get(outcome, outcome),
         f"by {command} (pid {who.get('pid')}{program}){place}",
     ]

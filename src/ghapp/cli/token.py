@@ -23,19 +23,19 @@ def parse_permissions(_ctx: click.Context, _param: click.Parameter, values: tupl
     return permissions
 
 
-def repository_of_origin() -> tuple[str, str]:
+def repository_of_origin(hint: str = "ghapp token OWNER/REPO") -> tuple[str, str]:
     """Return host and OWNER/REPO of this checkout's remote `origin`. Raises `UsageError`."""
     command = ("git", "config", "--get", "remote.origin.url")
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # a fixed command
     except FileNotFoundError:
-        raise GitConfigFailed("git is not on PATH", hint="ghapp token OWNER/REPO") from None
+        raise GitConfigFailed("git is not on PATH", hint=hint) from None
     url = done.stdout.rstrip("\n")
     scheme, separator, rest = url.partition("://")
     host, _, path = rest.rpartition("@")[2].partition("/")
     repository = parse_repository(path) if separator and scheme == "https" else None
     if repository is None:
-        raise UsageError("name a repository: there is no remote 'origin' on https here", hint="ghapp token OWNER/REPO")
+        raise UsageError("name a repository: there is no remote 'origin' on https here", hint=hint)
     return normal_host(host), str(repository)
 
 

@@ -1,0 +1,84 @@
+"""How git is told to use a socket that was lent to it: settings, and their forms for those who start it."""
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+
+from ghapp.credential import USERNAME
+
+
+INSIDE = "/run/ghapp"  # where a container sees the grant's directory
+Settings = list[tuple[str, str]]
+
+
+def helper(socket: str) -> str:
+    """Return the helper that asks `socket`, by git's own client alone.
+
+    It never calls `store`: git's client would start a daemon of its own where nobody listens any more, and the
+    directory is read-only there.
+    """
+    return f"!f() {{ [ $1 = store ] || exec git credential-cache --timeout=0 --socket={shlex.quote(socket)} $1; }}; f"
+
+
+def settings(urls: Iterable[str], socket: str) -> Settings:
+    """Return git's settings by which `socket`, and nobody else, answers for `urls`; for the end of a configuration."""
+    found: Settings = []
+    for url in urls:
+        found += [
+            (f"credential.{url}.helper", ""),
+            (f"credential.{url}.helper", helper(socket)),
+            (f"credential.{url}.useHttpPath", "true"),
+            (f"credential.{url}.username", USERNAME),
+        ]
+    return found
+
+
+def counted_variables(found: Settings, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that add the settings at the end of git's configuration (git ≥ 2.31)."""
+    given = environment.get("GIT_CONFIG_COUNT", "")
+    first = int(given) if given.isdecimal() else 0
+    variables = {"GIT_CONFIG_COUNT": str(first + len(found))}
+    for number, (key, value) in enumerate(found, first):
+        variables |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+    return variables
+
+
+def listed_variable(found: Settings, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variable by which ``git -c`` hands its settings on, in the form that every git reads.
+
+    It is the last of all that git reads, also where the counted ones are known: both say the same.
+    """
+    given = environment.get("GIT_CONFIG_PARAMETERS", "")
+    quoted = ["'" + f"{key}={value}".replace("'", "'\\''").replace("!", "'\\!'") + "'" for key, value in found]
+    return {"GIT_CONFIG_PARAMETERS": " ".join([given, *quoted] if given else quoted)}
+
+
+def shell(words: Sequence[str]) -> str:
+    """Return `words` as one line for a shell."""
+    return " ".join(shlex.quote(word) for word in words)
+
+
+def for_container(found: Settings, directory: str) -> list[str]:
+    """Return the arguments for docker's and podman's `run`: the grant's directory, read-only, and git's settings."""
+    # --mount, unlike --volume, fails where the directory is gone, instead of making one.
+    words = ["--mount", f"type=bind,source={directory},target={INSIDE},readonly"]
+    for name, value in counted_variables(found, {}).items():
+        words += ["--env", f"{name}={value}"]
+    return words
+
+
+def for_dev_container(found: Settings, directory: str) -> str:
+    """Return what belongs into a devcontainer.json."""
+    mount = f"source={directory},target={INSIDE},type=bind,readonly"
+    return json.dumps({"mounts": [mount], "containerEnv": counted_variables(found, {})}, indent=2)
+
+
+def for_shell(found: Settings) -> list[str]:
+    """Return the lines that a shell reads."""
+    variables = counted_variables(found, {}) | listed_variable(found, {})
+    return [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+
+
+def for_remote(found: Settings) -> list[str]:
+    """Return the commands that add the settings to the user's configuration on another machine."""
+    return [shell(["git", "config", "--global", "--add", key, value]) for key, value in found]

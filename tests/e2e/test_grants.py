@@ -1,0 +1,285 @@
+"""Grants, as whoever borrows one sees them: stock git, a directory mounted read-only, and nothing of ours."""
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from e2e.conftest import PERMISSIONS, Machine
+from e2e.test_git_versions import Chroot, chroot  # noqa: F401  # a fixture
+from fakes_process import closed_port, eventually
+
+from ghapp import process
+
+
+ROCKET = "https://github.com/acme/rocket.git"
+PROBE = "https://github.com/acme/probe.git"
+SSHD = os.environ.get("GHAPP_TEST_SSHD")  # now: tests do not see the tester's variables
+OLD_AND_NEW = pytest.mark.parametrize("chroot", ["bullseye", "sid"], indirect=True)
+IDENTITY = ("-c", "user.name=Tester", "-c", "user.email=tester@example.invalid")
+
+
+def set_up(machine: Machine) -> None:
+    """Register an app on acme with two repositories; git itself is not set up for it."""
+    github = machine.github
+    app = github.add_app("acme-bot", PERMISSIONS)
+    github.install(app, "acme", repositories=["rocket", "probe"])
+    for name in ("rocket", "probe"):
+        github.add_repository(f"acme/{name}", files={"README.md": f"# {name}\n"})
+    machine.add_app(app)
+
+
+def lend(machine: Machine, *arguments: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(machine.ghapp("grant", "create", *arguments, "--json").stdout)
+    return found
+
+
+@contextlib.contextmanager
+def mounted_read_only(source: Path, target: Path) -> Iterator[None]:
+    """Show the directory `source` at `target`, as a container does with a volume that is read-only."""
+    target.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(["mount", "--bind", source, target], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"cannot mount: {done.stderr.strip()}")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", target], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", target], check=True)
+
+
+@dataclass(frozen=True)
+class Container:
+    """A root directory with stock git alone, a CA, a git configuration, and what was lent to it."""
+
+    chroot: Chroot
+    machine: Machine
+    user: str = "0"
+
+    def configure(self) -> None:
+        """Write the configuration that README shows, for the socket as it is seen inside."""
+        socket = f"{self.chroot.seen}/lent/git.sock"
+        helper = f"!f() {{ [ $1 = store ] || exec git credential-cache --timeout=0 --socket={socket} $1; }}; f"
+        text = f'[credential "https://github.com"]\n\thelper =\n\thelper = "{helper}"\n\tuseHttpPath = true\n'
+        (self.chroot.inside / ".gitconfig").write_text(text)
+        shutil.copy(self.machine.github.ca_file, self.chroot.inside / "ca.pem")
+        (self.chroot.inside / "work").mkdir()
+        for path in (self.chroot.inside, self.chroot.inside / "work"):
+            os.chown(path, int(self.user), int(self.user))
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        seen = self.chroot.seen
+        environment = {
+            "HOME": seen,
+            "HTTPS_PROXY": self.machine.env["HTTPS_PROXY"],
+            "GIT_SSL_CAINFO": f"{seen}/ca.pem",
+            "GIT_TERMINAL_PROMPT": "0",
+            "PATH": "/usr/bin:/bin",
+        }
+        return self.machine.run(
+            *("chroot", f"--userspec={self.user}:{self.user}", self.chroot.path, "/usr/bin/env", "-i"),
+            *(f"--chdir={seen}/work", *(f"{name}={value}" for name, value in environment.items())),
+            *command,
+            check=False,
+        )
+
+    def git(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self.run("git", *IDENTITY, *arguments)
+
+
+@pytest.fixture
+def container(chroot: Chroot, machine: Machine) -> Iterator[Container]:  # noqa: F811  # the fixture
+    set_up(machine)
+    found = Container(chroot, machine)
+    found.configure()
+    yield found
+    machine.end()
+
+
+def commit(container: Container) -> None:
+    (container.chroot.inside / "work/rocket/engine.txt").write_text("on\n")
+    assert container.git("-C", "rocket", "add", "engine.txt").returncode == 0
+    assert container.git("-C", "rocket", "commit", "-m", "Start the engine").returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@OLD_AND_NEW
+def test_a_container_with_stock_git_reaches_what_was_lent_and_nothing_else_until_it_is_revoked(
+    container: Container, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine, github = container.machine, container.machine.github
+    socket = Path(lend(machine, "acme/rocket", "--name", "rocket")["socket"])
+    inside = container.chroot.inside / "lent"
+    with mounted_read_only(socket.parent, inside):
+        cloned = container.git("clone", ROCKET)
+        assert cloned.returncode == 0, cloned.stderr
+        commit(container)
+        pushed = container.git("-C", "rocket", "push")
+        assert pushed.returncode == 0, pushed.stderr
+
+        if "sid" in str(container.chroot.path):  # git comes back with a state where its token is rejected
+            github.revoke(github.mints[-1].token)
+            assert container.git("-C", "rocket", "fetch").returncode == 0
+            assert len(github.mints) == 2
+
+        other = container.git("clone", PROBE)
+        assert other.returncode == 128
+        assert "ghapp: error: acme/probe is not in grant rocket (E71)" in other.stderr
+        assert "told us to quit" in other.stderr
+
+        for command in (("rm", "-f", "git.sock"), ("mv", "git.sock", "other"), ("touch", "new"), ("chmod", "0", ".")):
+            assert container.run("env", f"--chdir={container.chroot.seen}/lent", *command).returncode != 0, command
+        assert inside.joinpath("git.sock").is_socket()
+
+        revoked = machine.ghapp("grant", "revoke", "rocket")
+        late = container.git("-C", "rocket", "fetch")
+
+    mint = github.mints[-1]
+    assert mint.repositories == ("acme/rocket",)
+    assert "revoked 1 token" in revoked.stderr
+    assert github.live_token(mint.token) is None
+    assert late.returncode == 128
+    assert "warning: invalid credential line: ghapp: error: grant rocket ended at " in late.stderr
+    with capsys.disabled():
+        print(f"\n{container.git('--version').stdout.strip()}: {late.stderr.splitlines()[0]}")  # noqa: T201  # asked for
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@OLD_AND_NEW
+@pytest.mark.parametrize("uid", ["1000", None])
+def test_another_user_in_a_container_is_served_where_the_grant_says_so(container: Container, uid: str | None) -> None:
+    machine = container.machine
+    guest = Container(container.chroot, machine, "1000")
+    for path in (container.chroot.inside, container.chroot.inside / "work"):
+        os.chown(path, 1000, 1000)
+    (container.chroot.inside / ".gitconfig").chmod(0o644)
+    (container.chroot.inside / "ca.pem").chmod(0o644)
+    socket = Path(lend(machine, "acme/rocket", *(("--uid", uid) if uid else ()))["socket"])
+
+    with mounted_read_only(socket.parent, container.chroot.inside / "lent"):
+        cloned = guest.git("clone", ROCKET)
+
+    assert (cloned.returncode == 0) is bool(uid), cloned.stderr
+    assert len(machine.github.mints) == bool(uid)
+
+
+def use(socket: str, *, host: str = "https://github.com") -> tuple[str, ...]:
+    """Return the settings of run-args as options of git."""
+    helper = f"!f() {{ [ $1 = store ] || exec git credential-cache --timeout=0 --socket={socket} $1; }}; f"
+    section = f"credential.{host}"
+    return ("-c", f"{section}.helper=", "-c", f"{section}.helper={helper}", "-c", f"{section}.useHttpPath=true")
+
+
+def test_a_grant_that_is_read_only_fetches_and_its_push_is_refused(machine: Machine) -> None:
+    set_up(machine)
+    socket = lend(machine, "acme/rocket", "--read-only")["socket"]
+
+    machine.git(*use(socket), "clone", ROCKET)
+    machine.run("sh", "-c", "echo on > rocket/engine.txt")
+    machine.git("-C", "rocket", "add", "engine.txt")
+    machine.git("-C", "rocket", "commit", "-m", "Start the engine")
+    pushed = machine.git(*use(socket), "-C", "rocket", "push", check=False)
+
+    assert pushed.returncode == 128
+    assert "error: 403" in pushed.stderr
+    assert dict(machine.github.mints[-1].asked["permissions"]) == {"contents": "read"}
+
+
+def test_a_daemon_that_is_killed_lends_again_what_was_named(machine: Machine) -> None:
+    set_up(machine)
+    socket = lend(machine, "acme/rocket", "--name", "rocket", "--for", "1h")["socket"]
+    machine.git(*use(socket), "ls-remote", ROCKET)
+    pid = machine.daemon_pid()
+    assert pid is not None
+    os.kill(pid, 9)
+    assert process.wait_for_end(pid, 10)
+
+    machine.ghapp("daemon", "start")
+
+    assert "refs/heads/main" in machine.git(*use(socket), "ls-remote", ROCKET).stdout
+    (named,) = json.loads(machine.ghapp("grant", "list", "--json").stdout)
+    assert named["name"] == "rocket"
+
+
+def test_what_run_args_prints_for_a_shell_works_when_it_is_pasted(machine: Machine) -> None:
+    set_up(machine)
+    machine.env["GHAPP_RUNTIME_DIR"] = str(machine.home / "a path with 'quotes' in it")
+    lend(machine, "acme/rocket", "--name", "rocket")
+    paste = 'eval "$(ghapp grant run-args rocket env)" && '
+
+    assert "refs/heads/main" in machine.run("sh", "-c", f"{paste} git ls-remote {ROCKET}").stdout
+    refused = machine.run("sh", "-c", f"{paste} git ls-remote {PROBE}", check=False)
+    assert "acme/probe is not in grant rocket" in refused.stderr
+
+
+# -- another host: a real sshd on this one's loopback ------------------------------------------------------------
+
+
+@pytest.fixture
+def sshd(tmp_path: Path) -> Iterator[tuple[str, ...]]:
+    """The arguments by which ssh reaches an sshd of this test's own."""
+    program = SSHD or shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
+    if program is None or shutil.which("ssh") is None:
+        pytest.skip("ssh and sshd (openssh-server) are not installed; GHAPP_TEST_SSHD names one elsewhere")
+    for name in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / name], check=True)
+    port = closed_port()
+    (tmp_path / "sshd_config").write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {tmp_path}/host\nPidFile none\nStrictModes no\n"
+        f"AuthorizedKeysFile {tmp_path}/user.pub\nUsePAM no\nAllowStreamLocalForwarding yes\n"
+    )
+    with (tmp_path / "sshd.log").open("wb") as log:
+        server = subprocess.Popen([program, "-D", "-e", "-f", tmp_path / "sshd_config"], stderr=log)
+    try:
+        eventually(lambda: server.poll() is not None or b"listening on" in (tmp_path / "sshd.log").read_bytes())
+        if server.poll() is not None:
+            pytest.skip(f"sshd does not run here: {(tmp_path / 'sshd.log').read_text()[-200:]}")
+        options = ("StrictHostKeyChecking=no", f"UserKnownHostsFile={tmp_path}/known", "LogLevel=ERROR")
+        yield (
+            *(part for option in options for part in ("-o", option)),
+            *("-F", "none", "-i", str(tmp_path / "user"), "-p", str(port)),
+        )
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+def test_a_remote_host_uses_a_grant_through_ssh(machine: Machine, sshd: tuple[str, ...]) -> None:
+    short = tempfile.mkdtemp(prefix="ghapp-")  # ssh takes no path as long as a test's may be
+    machine.env["GHAPP_RUNTIME_DIR"] = short
+    set_up(machine)
+    lend(machine, "acme/rocket", "--name", "rocket")
+    printed = machine.ghapp("grant", "run-args", "rocket", "ssh")
+    arguments = shlex.split(printed.stdout)
+    remote = machine.home / "remote"
+    remote.mkdir()
+    settings = "\n".join(line.strip() for line in printed.stderr.splitlines() if line.startswith("  git config"))
+    environment = " ".join(
+        f"{name}={shlex.quote(machine.env[name])}" for name in ("HTTPS_PROXY", "GIT_SSL_CAINFO", "PATH")
+    )
+    script = (
+        f"cd {remote}; export HOME={remote} GIT_TERMINAL_PROMPT=0 GIT_CONFIG_NOSYSTEM=1 {environment}\n{settings}\n"
+        f"git clone -q {ROCKET} && cat rocket/README.md; git clone -q {PROBE}; echo status $?\n"
+    )
+    here = Path(arguments[-1].partition(":")[0])
+    try:
+        done = machine.run("ssh", *sshd, *arguments, "127.0.0.1", "sh", input=script, check=False)
+    finally:
+        here.unlink(missing_ok=True)
+        machine.end()
+        shutil.rmtree(short)
+
+    assert "# rocket" in done.stdout, done.stderr
+    assert "status 128" in done.stdout
+    assert "acme/probe is not in grant rocket" in done.stderr
+    assert len(machine.github.mints) == 1

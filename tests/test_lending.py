@@ -1,0 +1,481 @@
+"""What the daemon lends: sockets that come, stay over a restart, end, and say so; and the commands for it."""
+
+import asyncio
+import json
+import shutil
+import stat
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import Ghapp, register
+from fakes_process import end_daemon, running, soon, talk
+from standin.model import App
+from standin.server import StandIn
+
+from ghapp import config, lending, paths
+from ghapp.cli import grant
+from ghapp.daemon import Daemon
+from ghapp.errors import GrantRefused
+from ghapp.lending import Lending
+
+
+PERMISSIONS = {"contents": "write", "workflows": "write", "issues": "write"}
+
+
+@pytest.fixture
+def ghapp(capsys: pytest.CaptureFixture[str]) -> Ghapp:
+    return Ghapp(capsys)
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    path = Path(paths.runtime_dir())
+    yield path
+    if path.exists():
+        end_daemon(path)
+
+
+@pytest.fixture
+def app(github: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> App:
+    app = github.add_app("acme-bot", PERMISSIONS)
+    github.install(app, "acme", repositories=["rocket", "probe"])
+    for name in ("rocket", "probe"):
+        github.add_repository(f"acme/{name}")
+    for name, value in github.environment.items():
+        monkeypatch.setenv(name, value)
+    register(app, tmp_path)
+    return app
+
+
+@pytest.fixture
+async def served(directory: Path, app: App) -> AsyncIterator[Daemon]:  # noqa: ARG001  # configured first
+    async with running(directory) as daemon:
+        yield daemon
+
+
+async def ask(socket: str | Path, repository: str = "acme/rocket", *, more: str = "", action: str = "get") -> str:
+    """Ask as git's own client does, or with `more` as ours."""
+    request = f"action={action}\ntimeout=0\n{more}protocol=https\nhost=github.com\npath={repository}.git\n"
+    return (await asyncio.to_thread(talk, socket, request.encode())).decode()
+
+
+async def password(socket: str | Path, repository: str = "acme/rocket") -> str:
+    answer = await ask(socket, repository)
+    found = dict(line.split("=", 1) for line in answer.splitlines())
+    return found["password"]
+
+
+async def lend(ghapp: Ghapp, *arguments: str) -> dict[str, Any]:
+    found: dict[str, Any] = (await ghapp.asked("grant", "create", *arguments, "--json")).json()
+    return found
+
+
+# -- what git is answered ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("served")
+async def test_a_grant_has_a_token_of_its_own_for_what_it_names_alone(ghapp: Ghapp, directory: Path) -> None:
+    first, second = await lend(ghapp, "acme/rocket"), await lend(ghapp, "acme/*", "--name", "all")
+    tokens = {
+        await password(first["socket"]),
+        await password(second["socket"]),
+        await password(second["socket"], "acme/probe"),
+        await password(directory / "git.sock"),
+    }
+
+    assert len(tokens) == 4
+    assert set(first) >= {"name", "socket", "repositories", "permissions", "expires_at"}
+    assert first["permissions"] == {"contents": "write", "workflows": "write"}
+    assert first["repositories"] == ["acme/rocket"]
+    assert second["socket"] == str(directory / "grants" / "all" / "git.sock")
+    assert await ask(first["socket"], "acme/probe") == (
+        f"quit=1\nghapp: error: acme/probe is not in grant {first['name']} (E71)\n"
+    )
+    leases = (await ghapp.asked("leases", "--json")).json()
+    assert sorted(lease.get("grant", "") for lease in leases) == sorted(["", "all", "all", first["name"]])
+
+
+@pytest.mark.usefixtures("served")
+async def test_a_client_of_ours_is_told_by_attributes_and_foreign_hosts_are_not_answered(ghapp: Ghapp) -> None:
+    socket = (await lend(ghapp, "acme/rocket"))["socket"]
+
+    told = await ask(socket, "acme/probe", more="ghapp=1\n")
+    foreign = b"action=get\ntimeout=0\nprotocol=https\nhost=gitlab.com\npath=acme/rocket.git\n"
+
+    assert told.splitlines()[0].startswith("error=acme/probe is not in grant")
+    assert told.splitlines()[-2:] == ["quit=1", "ghapp=1"]
+    assert await asyncio.to_thread(talk, socket, foreign) == b""
+
+
+async def test_a_grant_ends_by_command_and_its_token_is_dead_and_its_socket_says_so(
+    ghapp: Ghapp, served: Daemon, github: StandIn
+) -> None:
+    found, other = await lend(ghapp, "acme/rocket", "--name", "rocket"), await lend(ghapp, "acme/rocket")
+    mine, theirs = await password(found["socket"]), await password(other["socket"])
+
+    done = await ghapp.asked("grant", "revoke", "rocket")
+
+    assert (done.code, done.err) == (0, "ghapp: grant rocket has ended; revoked 1 token\n".removeprefix("ghapp: "))
+    assert github.live_token(mine) is None
+    assert github.live_token(theirs) is not None
+    assert (await ask(found["socket"])).startswith("quit=1\nghapp: error: grant rocket ended at ")
+    assert len(served._lending) == 1
+    again = await ghapp.asked("grant", "revoke", "rocket")
+    assert again.code == 1
+    assert "grant rocket ended at " in again.err
+    assert (await ghapp.asked("grant", "revoke", "nobody")).code == 1
+
+
+async def test_a_grant_ends_by_its_time(ghapp: Ghapp, served: Daemon, github: StandIn) -> None:
+    found = await lend(ghapp, "acme/rocket", "--for", "3s")
+    token = await password(found["socket"])
+
+    await soon(lambda: not len(served._lending))
+    await soon(lambda: github.live_token(token) is None)
+
+    assert "ended at" in await ask(found["socket"])
+
+
+async def test_an_end_that_the_timer_missed_is_noticed_by_whoever_asks(ghapp: Ghapp, served: Daemon) -> None:
+    first, second = await lend(ghapp, "acme/rocket"), await lend(ghapp, "acme/probe")
+    for loan in served._lending._loans.values():
+        assert loan.timer is not None
+        loan.timer.cancel()  # as the lid does
+        loan.ends = 0.0
+
+    assert "ended at" in await ask(first["socket"])
+    assert (await ghapp.asked("grant", "list", "--json")).json() == []
+    assert "ended at" in await ask(second["socket"], "acme/probe")
+
+
+async def test_a_token_that_could_not_be_revoked_is_tried_again(
+    ghapp: Ghapp, served: Daemon, github: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lending, "REVOKE_AGAIN", 0.05)
+    found = await lend(ghapp, "acme/rocket", "--name", "rocket")
+    token = await password(found["socket"])
+    github.faults.add("installation/token", status=500, times=3)
+
+    done = await ghapp.asked("grant", "revoke", "rocket")
+
+    assert done.code == 1
+    assert "1 token could not be revoked yet" in done.err
+    await soon(lambda: github.live_token(token) is None)
+    await soon(lambda: not served._lending._tasks)
+
+
+@pytest.mark.usefixtures("served")
+async def test_erase_ends_a_token_of_the_grant_and_no_other(ghapp: Ghapp, directory: Path) -> None:
+    socket = (await lend(ghapp, "acme/rocket"))["socket"]
+    mine, plain = await password(socket), await password(directory / "git.sock")
+
+    await ask(socket, more=f"password={plain}\n", action="erase")
+    await ask(directory / "git.sock", more=f"password={mine}\n", action="erase")
+    assert (await password(directory / "git.sock"), await password(socket)) == (plain, mine)
+
+    await ask(socket, more=f"password={mine}\n", action="erase")
+    assert await password(socket) != mine
+
+
+@pytest.mark.usefixtures("served")
+async def test_what_is_read_only_carries_no_more(ghapp: Ghapp, github: StandIn) -> None:
+    socket = (await lend(ghapp, "acme/rocket", "--read-only"))["socket"]
+    await password(socket)
+
+    assert dict(github.mints[-1].asked["permissions"]) == {"contents": "read"}
+
+
+@pytest.mark.usefixtures("served")
+async def test_permissions_that_are_named_are_what_a_token_has(ghapp: Ghapp, github: StandIn) -> None:
+    found = await lend(ghapp, "acme/rocket", "--permission", "contents=read", "--permission", "issues=write")
+    await password(found["socket"])
+
+    assert found["permissions"] == github.mints[-1].asked["permissions"] == {"contents": "read", "issues": "write"}
+
+
+# -- directories and sockets -------------------------------------------------------------------------------------
+
+
+def mode(path: str | Path) -> int:
+    return stat.S_IMODE(Path(path).stat().st_mode)
+
+
+@pytest.mark.usefixtures("served")
+async def test_only_a_grant_for_other_users_can_be_reached_by_them(ghapp: Ghapp, directory: Path) -> None:
+    ours = await lend(ghapp, "acme/rocket")
+    theirs = await lend(ghapp, "acme/rocket", "--uid", "1000", "--uid", "1001")
+
+    assert (mode(Path(ours["socket"]).parent), mode(ours["socket"])) == (0o700, 0o600)
+    assert (mode(Path(theirs["socket"]).parent), mode(theirs["socket"])) == (0o711, 0o666)
+    assert mode(directory / "grants") == 0o700
+    assert theirs["uids"] == [1000, 1001]
+
+
+async def test_named_grants_come_back_with_the_next_daemon_in_the_same_directory(
+    ghapp: Ghapp, app: App, directory: Path, github: StandIn
+) -> None:
+    del app
+    async with running(directory):
+        kept = await lend(ghapp, "acme/rocket", "--name", "kept", "--for", "1h", "--uid", "7")
+        lost = await lend(ghapp, "acme/rocket")
+        ended = await lend(ghapp, "acme/rocket", "--name", "ended")
+        first = await password(kept["socket"])
+        await ghapp.asked("grant", "revoke", "ended")
+        inode = Path(kept["socket"]).parent.stat().st_ino
+    files = list((config.state_dir() / "grants").rglob("*.json"))
+
+    assert [path.stem for path in files] == ["kept"]
+    assert mode(files[0]) == 0o600
+    assert "ghs_" not in files[0].read_text()
+    assert [path.name for path in (directory / "grants").iterdir()] == ["kept"]
+    assert not Path(kept["socket"]).exists()
+
+    async with running(directory):
+        (listed,) = (await ghapp.asked("grant", "list", "--json")).json()
+        assert {key: listed[key] for key in kept if key != "expires_at"} == {
+            key: value for key, value in kept.items() if key != "expires_at"
+        }
+        assert Path(kept["socket"]).parent.stat().st_ino == inode
+        assert await password(kept["socket"]) not in {"", first}
+        assert not Path(lost["socket"]).exists()
+        assert not Path(ended["socket"]).exists()
+    assert len(github.mints) == 2
+
+
+async def test_what_ended_or_is_no_definition_does_not_come_back(
+    ghapp: Ghapp, app: App, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    del app
+    async with running(directory):
+        for name in ("over", "broken", "large", "renamed", "good"):
+            await lend(ghapp, "acme/rocket", "--name", name)
+    (definitions,) = {path.parent for path in (config.state_dir() / "grants").rglob("*.json")}
+    over = json.loads((definitions / "over.json").read_text())
+    (definitions / "over.json").write_text(json.dumps(over | {"ends": 1.0}))
+    (definitions / "broken.json").write_text("{")
+    (definitions / "large.json").write_bytes(b" " * (lending.MAX_DEFINITION + 1))
+    (definitions / "renamed.json").rename(definitions / "other.json")
+    (directory / "grants" / "stranger").mkdir()
+    (directory / "grants" / "stranger" / "precious").touch()
+
+    async with running(directory):
+        found = (await ghapp.asked("grant", "list", "--json")).json()
+
+    assert [each["name"] for each in found] == ["good"]
+    assert not (definitions / "over.json").exists()
+    assert caplog.text.count("cannot lend what") == 3
+    assert (directory / "grants" / "stranger" / "precious").exists()
+
+
+@pytest.mark.usefixtures("served")
+async def test_a_name_is_taken_once_and_free_again_after_the_end(ghapp: Ghapp) -> None:
+    found = await lend(ghapp, "acme/rocket", "--name", "Rocket")
+    taken = await ghapp.asked("grant", "create", "acme/probe", "--name", "rocket")
+    assert taken.code == 1
+    assert "there is a grant rocket already (E73)\nghapp: hint: ghapp grant revoke rocket" in taken.err
+    inode = Path(found["socket"]).parent.stat().st_ino
+
+    await ghapp.asked("grant", "revoke", "rocket")
+    anew = await lend(ghapp, "acme/probe", "--name", "Rocket")
+
+    assert Path(anew["socket"]).parent.stat().st_ino == inode
+    assert anew["id"] != found["id"]
+    assert await password(anew["socket"], "acme/probe")
+    assert "is not in grant Rocket" in await ask(anew["socket"])
+
+
+async def test_sockets_that_are_gone_are_made_anew(ghapp: Ghapp, served: Daemon) -> None:
+    found = await lend(ghapp, "acme/rocket")
+    shutil.rmtree(Path(found["socket"]).parent)
+
+    served._note_activity()
+
+    assert await password(found["socket"])
+
+
+async def test_a_path_that_is_taken_is_told_and_logged(
+    ghapp: Ghapp, served: Daemon, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = await lend(ghapp, "acme/rocket")
+    shutil.rmtree(Path(found["socket"]).parent)
+    Path(found["socket"]).parent.touch()
+    served._note_activity()
+    assert "cannot listen in" in caplog.text
+
+    (directory / "grants" / "taken").touch()
+    refused = await ghapp.asked("grant", "create", "acme/rocket", "--name", "taken")
+    assert refused.code == 1
+    assert "cannot listen in" in refused.err
+    assert not list((config.state_dir() / "grants").rglob("*.json"))
+
+
+async def test_only_so_many_that_have_ended_go_on_saying_so(
+    ghapp: Ghapp, served: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lending, "MAX_ENDED", 1)
+    first, second = await lend(ghapp, "acme/rocket"), await lend(ghapp, "acme/rocket")
+
+    await ghapp.asked("grant", "revoke", first["name"])
+    await ghapp.asked("grant", "revoke", second["name"])
+
+    assert not Path(first["socket"]).exists()
+    assert "ended at" in await ask(second["socket"])
+    assert len(served._lending.listeners) == 1
+
+
+async def test_after_a_while_nobody_says_so_any_more(
+    ghapp: Ghapp, served: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lending, "SAYS_SO", 0.01)
+    found = await lend(ghapp, "acme/rocket")
+
+    await ghapp.asked("grant", "revoke", found["name"])
+
+    await soon(lambda: not Path(found["socket"]).parent.exists())
+    assert served._lending.listeners == []
+
+
+@pytest.mark.usefixtures("served")
+async def test_there_are_only_so_many(ghapp: Ghapp, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lending, "MAX_GRANTS", 1)
+    await lend(ghapp, "acme/rocket")
+
+    assert "1 grants are as many as there can be" in (await ghapp.asked("grant", "create", "acme/rocket")).err
+
+
+@pytest.mark.usefixtures("served")
+async def test_a_definition_that_cannot_be_written_is_no_grant(ghapp: Ghapp) -> None:
+    (config.state_dir()).mkdir(parents=True, exist_ok=True)
+    (config.state_dir() / "grants").touch()
+
+    refused = await ghapp.asked("grant", "create", "acme/rocket", "--name", "rocket")
+
+    assert refused.code == 1
+    assert "cannot write" in refused.err
+    assert (await ghapp.asked("grant", "list", "--json")).json() == []
+
+
+async def test_while_something_is_lent_the_daemon_does_not_leave(ghapp: Ghapp, served: Daemon) -> None:
+    found = await lend(ghapp, "acme/rocket")
+    served._last_activity -= 1e6
+    served._watch_idleness()
+    assert not served._ending.is_set()
+
+    await ghapp.asked("grant", "revoke", found["name"])
+    await soon(lambda: not any(listener.connections for listener in served._all_listeners))
+    served._last_activity -= 1e6
+    served._watch_idleness()
+    assert served._ending.is_set()
+
+
+@pytest.mark.usefixtures("served")
+async def test_a_daemon_that_is_stopped_revokes_what_grants_have(ghapp: Ghapp, github: StandIn) -> None:
+    token = await password((await lend(ghapp, "acme/rocket", "--name", "rocket"))["socket"])
+
+    await ghapp.asked("daemon", "stop")
+
+    assert github.live_token(token) is None
+
+
+# -- commands ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("served")
+async def test_what_is_lent_is_said_and_listed(ghapp: Ghapp, directory: Path) -> None:
+    done = await ghapp.asked("grant", "create", "acme/rocket", "acme/*", "--name", "rocket", "--for", "1h30m")
+
+    assert done.out == f"{directory}/grants/rocket/git.sock\n"
+    assert "grant rocket: contents: write, workflows: write on acme/rocket, acme/*\n" in done.err
+    assert "ghapp: hint: ghapp grant run-args rocket docker|" in done.err
+    table = (await ghapp.asked("grant", "list")).out
+    assert f"{directory}/grants/rocket/git.sock" in table
+    await ghapp.asked("grant", "revoke", "rocket")
+    assert (await ghapp.asked("grant", "list")).err == "nothing is lent\n"
+    assert (await ghapp.asked("status", "--json")).json()["grants"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("acme",), "neither OWNER/REPO nor OWNER/*"),
+        (("acme/rocket", "--name", "../x"), "cannot be a grant's name"),
+        (("acme/rocket", "--for", "soon"), "is not a duration"),
+        (("acme/rocket", "--for", "0s"), "is not between 1s and 366d"),
+        (("acme/rocket", "--uid", "-1"), "-1"),
+        (("acme/rocket", "--read-only", "--permission", "contents=write"), "contradicts"),
+        (("acme/rocket", "--host", "-"), "is not a host's name"),
+        ((), "missing argument"),
+    ],
+)
+def test_wrong_usage_is_told_without_a_daemon(ghapp: Ghapp, arguments: tuple[str, ...], says: str) -> None:
+    done = ghapp("grant", "create", *arguments)
+
+    assert done.code == 2
+    assert says in done.err
+
+
+def test_without_an_app_nothing_can_be_lent(ghapp: Ghapp) -> None:
+    assert "no app is registered" in ghapp("grant", "create", "acme/rocket").err
+
+
+@pytest.mark.usefixtures("served")
+async def test_permissions_without_contents_serve_no_git(ghapp: Ghapp) -> None:
+    done = await ghapp.asked("grant", "create", "acme/rocket", "--permission", "issues=write")
+
+    assert done.code == 2
+    assert "git needs contents (E01)\nghapp: hint: add --permission contents=read" in done.err
+
+
+@pytest.mark.usefixtures("served")
+async def test_run_args_are_what_to_paste(ghapp: Ghapp, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grant, "LONGEST_FOR_SSH", 1000)
+    await lend(ghapp, "acme/rocket", "--name", "rocket")
+    place = directory / "grants" / "rocket"
+    never_stores = (
+        "!f() { [ $1 = store ] || exec git credential-cache --timeout=0 --socket=/run/ghapp/git.sock $1; }; f"
+    )
+
+    for engine in ("docker", "podman"):
+        line = (await ghapp.asked("grant", "run-args", "rocket", engine)).out
+        assert line.startswith(f"--mount type=bind,source={place},target=/run/ghapp,readonly --env ")
+        assert f"'GIT_CONFIG_VALUE_1={never_stores}'" in line
+        assert line.count("\n") == 1
+
+    found = json.loads((await ghapp.asked("grant", "run-args", "rocket", "devcontainer")).out)
+    assert found["mounts"] == [f"source={place},target=/run/ghapp,type=bind,readonly"]
+    assert found["containerEnv"]["GIT_CONFIG_VALUE_1"] == never_stores
+
+    ssh = await ghapp.asked("grant", "run-args", "rocket", "ssh")
+    assert ssh.out.startswith("-o ExitOnForwardFailure=yes -R /tmp/ghapp-rocket-")
+    assert ssh.out.endswith(f".sock:{place}/git.sock\n")
+    assert "git config --global --add credential.https://github.com.helper ''" in ssh.err
+
+    monkeypatch.setattr(grant, "LONGEST_FOR_SSH", 10)
+    long = await ghapp.asked("grant", "run-args", "rocket", "ssh")
+    assert (long.code, long.out) == (1, "")
+    assert "ssh takes no path as long as" in long.err
+
+    lines = (await ghapp.asked("grant", "run-args", "rocket", "env")).out.splitlines()
+    assert all(line.startswith("export GIT_CONFIG_") for line in lines)
+    assert (await ghapp.asked("grant", "run-args", "nobody", "env")).code == 1
+    assert (await ghapp.asked("grant", "run-args", "rocket", "vmware")).code == 2
+
+
+async def test_what_somebody_holds_cannot_be_all_of_an_owner(served: Daemon) -> None:
+    with pytest.raises(Exception, match="name the repositories"):
+        await served._lending.hold(["acme/*"], "github.com", permissions=None, read_only=False)
+
+
+async def test_what_cannot_be_had_is_not_held(served: Daemon) -> None:
+    await served._wait_until_ready()
+    with pytest.raises(Exception, match="not on nowhere"):
+        await served._lending.hold(["acme/nowhere"], "github.com", permissions=None, read_only=False)
+    assert len(served._lending) == 0
+    await soon(lambda: not served._broker._grants)
+
+
+def test_nothing_is_there_before_anything_was_lent() -> None:
+    with pytest.raises(GrantRefused, match="there is no grant x"):
+        Lending("/nonexistent", None, None, None, None).revoke("x")  # type: ignore[arg-type]  # none of it is needed
