@@ -362,3 +362,46 @@ def test_fifty_submodules_at_once_cost_one_mint_each(acme: Machine, capsys: pyte
     assert len(list((acme.work / "super").glob("*/README.md"))) == SUBMODULES
     with capsys.disabled():
         print(f"\n{SUBMODULES} submodules, 8 at a time: {took:.1f} s, {len(mints)} mints")  # noqa: T201  # asked for
+
+
+# -- lent for one command ----------------------------------------------------------------------------------------------
+
+
+def test_under_exec_they_need_no_set_up_of_git_and_the_token_is_dead_afterwards(acme: Machine) -> None:
+    """Each hands the environment on to git, and git to the git of a submodule."""
+    github = acme.github
+    package(acme, {**PYTHON, **CRATE, "go.mod": "module github.com/acme/pkg\n", "pkg.go": "package pkg\n"})
+    github.add_repository("acme/super")
+    add_submodules(acme, {"engine": ("../engine.git", github.add_repository("acme/engine"))})
+    acme.ghapp("setup-git", "--undo")
+    acme.ghapp("daemon", "stop")
+    user = project(acme, {**USER, "go.mod": "module example.com/user\n"})
+    acme.env |= {"CARGO_NET_RETRY": "0", "RUSTUP_HOME": RUSTUP_HOME, "CARGO_NET_GIT_FETCH_WITH_CLI": "true"}
+    acme.env |= {"GOPRIVATE": "github.com/acme/*", "GOFLAGS": "-mod=mod -modcacherw", "GOTOOLCHAIN": "local"}
+    uv = (
+        "uv",
+        "pip",
+        "install",
+        "--no-index",
+        "--no-build-isolation",
+        "--python",
+        str(BIN / "python"),
+        "--target",
+        ".",
+    )
+    commands = {
+        "acme_pkg/__init__.py": (*uv, f"git+{URL}"),
+        "go.sum": ("go", "get", "github.com/acme/pkg"),
+        "Cargo.lock": ("cargo", "fetch"),
+        "super/engine/README.md": ("git", "clone", "--recurse-submodules", "https://github.com/acme/super.git"),
+    }
+    here = {made: command for made, command in commands.items() if shutil.which(command[0], path=acme.env["PATH"])}
+    before = len(github.mints)
+
+    for command in here.values():
+        acme.ghapp("exec", "acme/pkg", "acme/super", "acme/engine", "--", *command, cwd=user, timeout=50)
+
+    assert [made for made in here if not (user / made).exists()] == []
+    assert set(minted(github)[before:]) == {("acme/engine", "acme/pkg", "acme/super")}
+    assert len(github.mints[before:]) == len(here)
+    assert [mint for mint in github.mints if github.live_token(mint.token) is not None] == []
