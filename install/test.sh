@@ -53,6 +53,7 @@ install_packages() {
         apt-get update -qq &&
             DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends -o Dpkg::Use-Pty=0 $missing
     } >.cache/apt.log 2>&1 </dev/null || say "warning: apt-get failed; .cache/apt.log says why"
+    [ ! -x /usr/sbin/sshd ] || mkdir -p /run/sshd # which its service would make
 }
 mkdir -p .cache
 if [ -n "$system" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
