@@ -1,5 +1,6 @@
 """git's configuration, judged by git: real files, real helpers, no stand-ins."""
 
+import itertools
 import os
 import re
 import shutil
@@ -1223,9 +1224,10 @@ async def test_the_identity_is_the_bot_user_and_not_the_app(served: App, ghapp: 
     assert owned.count("[includeIf ") == 3
     assert owned.count("[url ") == owned.count("[http ") == 2
 
-    again = await ghapp.asked("setup-git")
+    again = await ghapp.asked("setup-git", "--no-identity")
 
     assert f"removed {beside}" in again.err
+    assert "--identity was taken out; this puts it back: ghapp setup-git --identity\n" in again.err
     assert not beside.exists()
 
 
@@ -1276,7 +1278,161 @@ async def test_what_this_git_ignores_is_said(ghapp: Ghapp, tmp_path: Path, monke
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--identity", "--system"), ("--identity", "--local"), ("--undo", "--proactive"), ("--undo", "--all")],
+    [
+        ("--identity", "--system"),
+        ("--identity", "--local"),
+        ("--undo", "--proactive"),
+        ("--undo", "--no-identity"),
+        ("--undo", "--all"),
+        ("--undo", "--host", "github.com"),
+    ],
 )
 def test_options_that_contradict_each_other_are_wrong_usage(ghapp: Ghapp, arguments: tuple[str, ...]) -> None:
     assert ghapp("setup-git", *arguments).code == 2
+
+
+# What was chosen before
+
+
+FEATURES = {
+    "--identity": "[includeIf ",
+    "--rewrite-ssh": "[url ",
+    "--proactive": "[http ",
+    "--all": '"https://github.com"]',
+}
+
+
+def features(text: str) -> set[str]:
+    return {option for option, sign in FEATURES.items() if sign in text}
+
+
+@pytest.mark.parametrize(
+    "chosen", [options for count in range(5) for options in itertools.combinations(FEATURES, count)], ids=" ".join
+)
+async def test_what_was_chosen_stays_in_a_run_that_does_not_speak_of_it(
+    served: App,  # noqa: ARG001  # it serves
+    ghapp: Ghapp,
+    chosen: tuple[str, ...],
+) -> None:
+    owned = config.config_dir() / "gitconfig"
+    await ghapp.asked("setup-git", *chosen)
+    once = owned.read_text()
+    assert features(once) == set(chosen)
+
+    again = await ghapp.asked("setup-git")
+
+    assert (again.code, owned.read_text()) == (0, once)
+    assert "taken out" not in again.err
+    for option in sorted(FEATURES.keys() - set(chosen)):
+        assert (await ghapp.asked("setup-git", option)).code == 0
+        assert features(owned.read_text()) == {*chosen, option}
+        away = await ghapp.asked("setup-git", option.replace("--", "--no-"))
+        assert f"{option} was taken out; this puts it back: ghapp setup-git {option}\n" in away.err
+        assert owned.read_text() == once
+
+
+@pytest.mark.parametrize("odd", ["plain/bin", "with space's/\"bin\"", "back\\slash/#;$bin"])
+def test_what_was_rendered_is_read_back(odd: str) -> None:
+    helper = Path("/home/me") / odd / gitconfig.HELPER
+    owners = (("ghe.example:8443", "globex"), ("github.com", "Acme"), ("github.com", "a.b_c"))
+    files = {owners[1]: Path("/home/me") / odd / "gitconfig-x"}
+
+    found = gitconfig.read_back(
+        gitconfig.render(
+            reversed(owners),
+            helper,
+            all_owners_of=["ghe.example:8443"],
+            identities=files,
+            proactive=True,
+            rewrite_ssh=True,
+            left_out=["a.example", "b.example"],
+        )
+    )
+
+    assert found == gitconfig.Written(
+        helper=str(helper),
+        hosts=frozenset({"ghe.example:8443"}),
+        owners=owners,
+        identities=files,
+        identity=True,
+        proactive=True,
+        rewrite_ssh=True,
+        left_out=frozenset({"a.example", "b.example"}),
+    )
+    assert gitconfig.read_back("") == gitconfig.Written()
+    assert gitconfig.read_back("[user]\n\tname = Me\n[alias]\n") == gitconfig.Written()
+
+
+async def test_a_dry_run_tells_what_would_go(
+    served: App,  # noqa: ARG001  # it serves
+    ghapp: Ghapp,
+) -> None:
+    await ghapp.asked("setup-git", "--all", "--proactive")
+
+    done = await ghapp.asked("setup-git", "--no-all", "--no-proactive", "--dry-run")
+
+    assert "--all, --proactive would be taken out; this puts it back: ghapp setup-git --all --proactive\n" in done.err
+    assert features((config.config_dir() / "gitconfig").read_text()) == {"--all", "--proactive"}
+
+
+async def test_an_identity_that_was_wanted_comes_as_soon_as_it_can(served: App, ghapp: Ghapp, github: StandIn) -> None:
+    owned = config.config_dir() / "gitconfig"
+    (installation,) = [entry for entry in github.installations.values() if entry.account.login == "acme"]
+    assert served.slug == "acme-bot"
+    github.suspend(installation)
+    await ghapp.asked("setup-git", "--identity")
+    assert "[includeIf " not in owned.read_text()
+
+    github.unsuspend(installation)
+    await ghapp.asked("setup-git")
+    once = owned.read_text()
+    assert "[includeIf " in once
+
+    github.suspend(installation)
+    await ghapp.asked("setup-git")
+    assert owned.read_text() == once
+    assert (config.config_dir() / "gitconfig-github.com-acme-bot").exists()
+
+
+async def test_a_repository_keeps_what_was_chosen_for_it(
+    served: App,  # noqa: ARG001  # it serves
+    ghapp: Ghapp,
+    home: Home,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "repo").mkdir()
+    home.git("init", "-q", str(tmp_path / "repo"))
+    monkeypatch.chdir(tmp_path / "repo")
+    await ghapp.asked("setup-git", "--local", "--all", "--rewrite-ssh")
+    once = (tmp_path / "repo/.git/config").read_text()
+
+    await ghapp.asked("setup-git", "--local")
+
+    assert (tmp_path / "repo/.git/config").read_text() == once
+    assert "[url " in once
+    gone = await ghapp.asked("setup-git", "--local", "--no-rewrite-ssh")
+    assert "--rewrite-ssh was taken out; this puts it back: ghapp setup-git --local --rewrite-ssh\n" in gone.err
+
+
+async def test_a_host_that_was_left_out_stays_out_until_it_is_named(
+    served: App,  # noqa: ARG001  # it serves
+    ghapp: Ghapp,
+    tmp_path: Path,
+) -> None:
+    table = {"name": "ghe", "host": "ghe.example", "app_id": 9, "keys": [f"file:{tmp_path / 'acme-bot.pem'}"]}
+    config.put_app(config.config_file(), table)
+    owned = config.config_dir() / "gitconfig"
+
+    await ghapp.asked("setup-git", "--all", "--host", "github.com")
+    again = await ghapp.asked("setup-git")
+    back = "ghapp setup-git --host ghe.example --host github.com"
+    assert f"ghe.example stays left out, as chosen before; to have it: {back}\n" in again.err
+    assert "https://ghe.example" not in owned.read_text()
+
+    both = await ghapp.asked(*back.split()[1:])
+    assert "https://ghe.example is answered by ghapp\n" in both.err
+    assert "leaveOut" not in owned.read_text()
+
+    one = await ghapp.asked("setup-git", "--host", "github.com")
+    assert f"ghe.example was taken out; this puts it back: {back}\n" in one.err
