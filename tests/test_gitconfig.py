@@ -1,6 +1,8 @@
 """git's configuration, judged by git: real files, real helpers, no stand-ins."""
 
+import asyncio
 import itertools
+import json
 import os
 import re
 import shutil
@@ -15,13 +17,15 @@ from pathlib import Path
 
 import pytest
 from command_line import Ghapp, register
-from fakes_process import running
+from fakes_process import closed_port, running
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from standin.model import App
 from standin.server import StandIn
 
 from ghapp import autostart, config, gitconfig, paths
+from ghapp.cli import installations
+from ghapp.cli.daemon_client import call
 from ghapp.errors import GitConfigFailed
 from ghapp.gitconfig import OWNED_HEAD, Change, Identity, Scope
 
@@ -1331,7 +1335,7 @@ async def test_what_was_chosen_stays_in_a_run_that_does_not_speak_of_it(
         assert owned.read_text() == once
 
 
-@pytest.mark.parametrize("odd", ["plain/bin", "with space's/\"bin\"", "back\\slash/#;$bin"])
+@pytest.mark.parametrize("odd", ["plain/bin", 'with space\'s/"bin"', "back\\slash/#;$bin"])
 def test_what_was_rendered_is_read_back(odd: str) -> None:
     helper = Path("/home/me") / odd / gitconfig.HELPER
     owners = (("ghe.example:8443", "globex"), ("github.com", "Acme"), ("github.com", "a.b_c"))
@@ -1436,3 +1440,133 @@ async def test_a_host_that_was_left_out_stays_out_until_it_is_named(
 
     one = await ghapp.asked("setup-git", "--host", "github.com")
     assert f"ghe.example was taken out; this puts it back: {back}\n" in one.err
+
+
+# An app that cannot be asked
+
+
+def kill_key(github: StandIn, slug: str) -> None:
+    (app,) = [app for app in github.apps.values() if app.slug == slug]
+    app.remove_key(app.private_key_pem)
+
+
+@pytest.mark.parametrize("options", [(), ("--identity", "--proactive"), ("--all", "--rewrite-ssh")], ids=" ".join)
+async def test_owners_of_an_app_that_cannot_be_asked_stay_as_they_are_and_the_others_are_mended(
+    served: App, ghapp: Ghapp, github: StandIn, options: tuple[str, ...]
+) -> None:
+    owned = config.config_dir() / "gitconfig"
+    github.unsuspend(next(entry for entry in github.installations.values() if entry.account.login == "globex"))
+    assert (await ghapp.asked("setup-git", *options)).code == 0
+    once = owned.read_text()
+    kill_key(github, "globex-bot")
+    github.install(served, "Initech")
+
+    done = await ghapp.asked("setup-git")
+
+    assert done.code == 1
+    assert "ghapp: warning: globex-bot could not be asked where it is installed, what was written for it" in done.err
+    assert re.search("hint: .* with the app's page: https://github.com/settings/apps\n$", done.err)
+    assert "taken out" not in done.err
+    assert not set(once.splitlines()) - set(owned.read_text().splitlines())
+    assert "Initech" in owned.read_text()
+    for file in gitconfig.read_back(once).identities.values():
+        assert file.is_file()
+
+    kill_key(github, "acme-bot")
+    with (Path.home() / ".gitconfig").open("a") as mine:
+        mine.write('[credential "https://github.com"]\n\thelper = store\n')
+    before = owned.read_text()
+    assert (await ghapp.asked("setup-git")).code == 1
+    assert owned.read_text() == before
+    assert (Path.home() / ".gitconfig").read_text().endswith("# ghapp setup-git\n")
+
+
+async def test_an_owner_of_another_host_or_of_nobodys_app_does_not_stay(
+    served: App,  # noqa: ARG001  # it serves
+    ghapp: Ghapp,
+    github: StandIn,
+) -> None:
+    """What is taken out is what no app that cannot be asked may answer for."""
+    table = next(app for app in config.load(config.config_file()).apps if app.name == "globex-bot")
+    new = {"name": table.name, "app_id": table.app_id, "keys": list(table.keys), "owners": ["globex"]}
+    config.put_app(config.config_file(), new)
+    await ghapp.asked("setup-git")
+    kill_key(github, "globex-bot")
+    github.uninstall(next(entry for entry in github.installations.values() if entry.account.login == "acme"))
+    await ghapp.asked("setup-git")
+
+    owned = (config.config_dir() / "gitconfig").read_text()
+
+    assert "https://github.com/globex" in owned
+    assert "https://github.com/acme" not in owned
+
+
+async def test_where_nothing_is_known_and_no_app_can_be_asked_that_is_the_error(
+    served: App,  # noqa: ARG001  # it serves
+    ghapp: Ghapp,
+    github: StandIn,
+) -> None:
+    kill_key(github, "globex-bot")
+    kill_key(github, "acme-bot")
+
+    done = await ghapp.asked("setup-git")
+
+    assert (done.code, done.err.count("ghapp: error: ")) == (1, 1)
+    assert "E22" in done.err
+    assert not (config.config_dir() / "gitconfig").exists()
+
+
+async def test_the_installations_of_the_apps_that_work_are_listed(
+    served: App,  # noqa: ARG001  # it serves
+    ghapp: Ghapp,
+    github: StandIn,
+) -> None:
+    kill_key(github, "globex-bot")
+
+    table = await ghapp.asked("installations")
+    machine = await ghapp.asked("installations", "--json")
+
+    assert (table.code, machine.code) == (1, 1)
+    assert [entry["account"] for entry in json.loads(machine.out)] == ["acme"]
+    assert [line.split()[0] for line in table.out.splitlines()] == ["OWNER", "acme"]
+    assert table.err.startswith("ghapp: error: globex-bot: GitHub does not accept ")
+    assert "ghapp: hint: " in table.err
+
+    kill_key(github, "acme-bot")
+    nothing = await ghapp.asked("installations", "--json")
+    assert (nothing.code, nothing.out, nothing.err.count("ghapp: error: ")) == (1, "[]\n", 2)
+
+
+async def test_a_network_that_fails_all_apps_is_named_once(
+    served: App,  # noqa: ARG001  # it serves
+    ghapp: Ghapp,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    def counted(method: str, **params: object) -> object:
+        asked.append(f"{method} {' '.join(map(str, params.values()))}")
+        return call(method, **params)
+
+    monkeypatch.setattr(installations, "call", counted)
+    with config.config_file().open("a") as file:
+        file.write(f'[network]\nproxy = "http://127.0.0.1:{closed_port()}"\n')
+    await asyncio.to_thread(call, "reload")
+
+    done = await ghapp.asked("installations")
+
+    assert done.code == 1
+    assert done.err.startswith("ghapp: error: globex-bot, acme-bot: cannot connect to the proxy 127.0.0.1:")
+    assert done.err.count("ghapp: error: ") == 1
+    assert asked == ["status ", "installations globex-bot"]  # the second would wait as long for the same
+
+
+async def test_a_locked_daemon_is_not_an_apps_fault(
+    served: App,  # noqa: ARG001  # it serves
+    ghapp: Ghapp,
+) -> None:
+    await ghapp.asked("lock")
+
+    done = await ghapp.asked("installations")
+
+    assert done.err == "ghapp: error: ghapp is locked (E42)\nghapp: hint: ghapp unlock\n"

@@ -472,14 +472,14 @@ class Daemon:
                     return f"install it: {page}/installations/new" if isinstance(page, str) else ""
         return ""
 
-    async def _installations(self) -> list[dict[str, object]]:
-        """Ask GitHub afresh; the list is what `setup-git` writes sections for."""
+    async def _installations(self, app: str = "") -> list[dict[str, object]]:
+        """Ask GitHub afresh, as one app or as each; the list is what `setup-git` writes sections for."""
         await self._wait_until_ready()
         found = []
-        for app in self._config.apps:
-            for installation in await self._issuer(app).list_installations():
-                if app.serves(app.host, installation.account):
-                    found += [{"app": app.name, "host": app.host} | _describe_installation(installation)]
+        for each in self._config.apps:
+            for installation in await self._issuer(each).list_installations() if app in {"", each.name} else ():
+                if each.serves(each.host, installation.account):
+                    found += [{"app": each.name, "host": each.host} | _describe_installation(installation)]
         return found
 
     async def _repos(self, app: str, owner: str, page: int = 1) -> dict[str, object]:

@@ -12,6 +12,7 @@ import click
 from ghapp import config, gitconfig
 from ghapp.cli.daemon_client import call
 from ghapp.cli.host import check_host
+from ghapp.cli.installations import Unasked, ask_each
 from ghapp.cli.output import hint, say, warn
 from ghapp.errors import GhappError, NotInstalled, PermissionMissing, Suspended
 from ghapp.gitconfig import Change, Identity, Written
@@ -52,7 +53,7 @@ def setup_git(
     rewrite_ssh: bool | None,
     undo: bool,
     dry_run: bool,
-) -> None:
+) -> int:
     """Let git ask ghapp for the owners your apps are installed on.
 
     Whatever you use for the rest of github.com goes on working. Run it again
@@ -71,7 +72,7 @@ def setup_git(
         raise click.UsageError("--identity goes with --global: it includes files of yours")
     if undo and (hosts or {identity, proactive, rewrite_ssh, whole_host} != {None}):
         raise click.UsageError("--undo takes everything out; it goes with a scope and --dry-run alone")
-    answered = configure(
+    answered, is_whole = configure(
         gitconfig.Scope.SYSTEM if is_system else gitconfig.Scope.LOCAL if is_local else gitconfig.Scope.GLOBAL,
         whole_host=whole_host,
         hosts=hosts,
@@ -81,8 +82,9 @@ def setup_git(
         undo=undo,
         dry_run=dry_run,
     )
-    if answered and not dry_run:
+    if answered and is_whole and not dry_run:
         hint(f"git clone {answered[0]}/{'' if urlsplit(answered[0]).path else 'OWNER/'}REPOSITORY")
+    return 0 if is_whole else 1
 
 
 def configure(
@@ -95,15 +97,15 @@ def configure(
     rewrite_ssh: bool | None = None,
     undo: bool = False,
     dry_run: bool = False,
-) -> list[str]:
-    """Do what ``setup-git`` does; return the URLs for which git asks ghapp now. Raises `GhappError`.
+) -> tuple[list[str], bool]:
+    """Do what ``setup-git`` does; return the URLs for which git asks ghapp now, and whether every app could be asked.
 
-    What is None stays as an earlier run wrote it, and so do `hosts` if none is named.
+    What is None stays as an earlier run wrote it, and so do `hosts` if none is named. Raises `GhappError`.
     """
     owned = config.config_dir() / "gitconfig"
     if undo:
         _carry_out(gitconfig.undo(where, owned, env=os.environ, cwd=Path.cwd()), dry_run=dry_run)
-        return []
+        return [], True
     gitconfig.user_file(where, os.environ, Path.cwd())  # first: whether there is a repository costs no network
     before = gitconfig.written(where, owned, env=os.environ, cwd=Path.cwd())
     chosen = _Chosen(
@@ -114,9 +116,11 @@ def configure(
     )
     helper = gitconfig.installed_helper()
     served, left_out = _hosts(hosts, before, owned)
-    entries = _where_installed(served) if not chosen.all or chosen.is_by_owner else ()
-    owners = sorted({(entry["host"], entry["account"]) for entry in entries})
+    entries, unasked, still = _where_installed(served, before) if not chosen.all or chosen.is_by_owner else ((), (), ())
+    owners = sorted({*((entry["host"], entry["account"]) for entry in entries), *still})
     bots, kept = _identities(entries, before) if chosen.identity else ({}, {})
+    if chosen.identity:
+        kept |= {key: path for key, path in before.identities.items() if key in still and path.is_file()}
     text = gitconfig.render(
         owners,
         helper,
@@ -138,7 +142,10 @@ def configure(
         say(f"{url} {'would be' if dry_run and changes else 'is'} answered by ghapp")
     _say_what_went(where, before, gitconfig.read_back(text), dry_run=dry_run)
     _warn_of_old_git(identity=bool(identity), proactive=bool(proactive))
-    return answered
+    for each in unasked:
+        warn(f"{each.app} could not be asked where it is installed, what was written for it stays: {each.error}")
+        hint(each.error.hint)
+    return answered, not unasked
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,12 +214,25 @@ def _hosts(named: Sequence[str], before: Written, owned: Path) -> tuple[set[str]
     return served, left_out
 
 
-def _where_installed(hosts: Container[str]) -> Sequence[dict[str, Any]]:
-    """Return where the apps of `hosts` are installed."""
-    entries = [entry for entry in call("installations") if entry["host"] in hosts]
-    if not entries:
+def _where_installed(
+    hosts: Container[str], before: Written
+) -> tuple[Sequence[dict[str, Any]], Sequence[Unasked], Sequence[tuple[str, str]]]:
+    """Return where the apps of `hosts` are installed, those that cannot be asked, and owners that stay for these."""
+    found, dead = ask_each()
+    entries = [entry for entry in found if entry["host"] in hosts]
+    unasked = [each for each in dead if each.host in hosts]
+    names, known = {each.app for each in unasked}, {(entry["host"], entry["account"].lower()) for entry in entries}
+    apps = [app for app in config.load(config.config_file()).apps if app.name in names]
+    still = [
+        (host, owner)
+        for host, owner in before.owners
+        if (host, owner.lower()) not in known and any(app.serves(host, owner) for app in apps)
+    ]
+    if unasked and not entries and not still:
+        raise unasked[0].error
+    if not entries and not still:
         raise NotInstalled("no app of yours is installed anywhere yet", hint="ghapp app show NAME has the link")
-    return entries
+    return entries, unasked, still
 
 
 def _identities(
