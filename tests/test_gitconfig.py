@@ -1558,7 +1558,7 @@ async def test_a_network_that_fails_all_apps_is_named_once(
     assert done.code == 1
     assert done.err.startswith("ghapp: error: globex-bot, acme-bot: cannot connect to the proxy 127.0.0.1:")
     assert done.err.count("ghapp: error: ") == 1
-    assert asked == ["status ", "installations globex-bot"]  # the second would wait as long for the same
+    assert asked == ["status ", "installations globex-bot True"]  # the second would wait as long for the same
 
 
 async def test_a_locked_daemon_is_not_an_apps_fault(
@@ -1570,3 +1570,86 @@ async def test_a_locked_daemon_is_not_an_apps_fault(
     done = await ghapp.asked("installations")
 
     assert done.err == "ghapp: error: ghapp is locked (E42)\nghapp: hint: ghapp unlock\n"
+
+
+# What the daemon brings up to date
+
+
+@pytest.mark.parametrize("options", [(), ("--identity", "--proactive"), ("--all", "--rewrite-ssh")], ids=" ".join)
+async def test_an_owner_that_comes_or_goes_is_followed_with_what_was_chosen(
+    served: App, ghapp: Ghapp, github: StandIn, options: tuple[str, ...]
+) -> None:
+    owned = config.config_dir() / "gitconfig"
+    await ghapp.asked("setup-git", *options)
+    once = owned.read_text()
+    fresh = github.install(served, "Initech")
+
+    dry = await ghapp.asked("setup-git", "--dry-run")
+    assert owned.read_text() == once  # whoever only looks at what would be changed changes nothing
+    assert "+++" in dry.out
+    await ghapp.asked("installations")
+
+    followed = owned.read_text()
+    assert "Initech" in followed
+    await ghapp.asked("setup-git")
+    assert owned.read_text() == followed
+    github.uninstall(fresh)
+    await asyncio.to_thread(call, "installations")
+    assert owned.read_text() == once
+
+
+@pytest.mark.parametrize("options", [None, ("--all",)])
+async def test_where_nobody_chose_owners_nothing_is_followed(
+    served: App, ghapp: Ghapp, github: StandIn, options: tuple[str, ...] | None
+) -> None:
+    owned = config.config_dir() / "gitconfig"
+    if options is not None:
+        await ghapp.asked("setup-git", *options)
+    before = owned.read_bytes() if owned.exists() else None
+    github.install(served, "initech")
+
+    assert (await ghapp.asked("installations")).code == 0
+
+    assert (owned.read_bytes() if owned.exists() else None) == before
+
+
+async def test_nobody_goes_while_one_app_was_not_asked_yet(served: App, github: StandIn) -> None:
+    owned = config.config_dir() / "gitconfig"
+    owned.parent.mkdir(parents=True, exist_ok=True)
+    text = gitconfig.render([("github.com", "gone"), ("github.com", "globex")], Path("/h/git-credential-ghapp"))
+    owned.write_text(text)
+    assert served.slug == "acme-bot"
+
+    await asyncio.to_thread(call, "installations", app="acme-bot")
+    assert owned.read_text() == text
+    kill_key(github, "acme-bot")
+    await asyncio.to_thread(call, "installations", app="globex-bot")
+
+    assert [owner for _, owner in gitconfig.read_back(owned.read_text()).owners] == ["acme", "globex"]
+
+
+async def test_a_file_that_cannot_be_written_leaves_the_list_as_it_is(
+    served: App, ghapp: Ghapp, github: StandIn, caplog: pytest.LogCaptureFixture
+) -> None:
+    await ghapp.asked("setup-git")
+    github.install(served, "initech")
+    owned = config.config_dir() / "gitconfig"
+    owned.write_text(owned.read_text().replace("helper = /", "helper = /home/me/.cache/uv/archive-v0/x"))
+
+    assert (await ghapp.asked("installations")).code == 0
+
+    assert "git's owners stay as they are: " in caplog.text
+
+
+def test_a_host_that_was_left_out_is_not_followed(tmp_path: Path) -> None:
+    owned = tmp_path / "gitconfig"
+    text = gitconfig.render([("github.com", "acme")], Path("/h/git-credential-ghapp"), left_out=["ghe.example"])
+    owned.write_text(text)
+
+    assert not gitconfig.follow(owned, {"a": [("github.com", "Acme")], "b": [("ghe.example", "globex")]})
+    assert not gitconfig.follow(owned, {"a": [], "b": []})
+    assert owned.read_text() == text
+    owned.write_text(text.replace("# Written by", "# by hand, not"))
+    assert not gitconfig.follow(owned, {"a": [("github.com", "initech")]})
+    owned.write_text(gitconfig.render([], Path("/h/git-credential-ghapp"), all_owners_of=["github.com"]))
+    assert not gitconfig.follow(owned, {"a": [("github.com", "acme")], "b": [("ghe.example", "globex")]})

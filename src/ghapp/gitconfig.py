@@ -455,6 +455,41 @@ def written(scope: Scope, owned: Path, *, env: Mapping[str, str], cwd: Path) -> 
     return read_back(os.fsdecode(b"\n".join(ours)))
 
 
+def follow(owned: Path, installed: Mapping[str, Iterable[tuple[str, str]]]) -> bool:
+    """Bring the owners in the file we own up to date, and tell whether they were not; nothing else changes in it.
+
+    `installed` are host and owner of every installation by app: of all apps, as whom it does not name is taken out.
+    Where nothing stands yet nothing is written, nor for a host that was left out, or that came after ``--all``. The
+    bot of a new owner is the one that the app has elsewhere; without one, the next ``setup-git`` asks for it.
+    """
+    before = written(Scope.GLOBAL, owned, env={}, cwd=owned.parent)
+    now = {
+        (host, owner.lower()): (host, owner)
+        for owners in installed.values()
+        for host, owner in owners
+        if host not in before.left_out and (host in before.hosts or not before.hosts)
+    }
+    known = {(host, owner.lower()) for host, owner in before.owners}
+    if not before.helper or not now or now.keys() == known:
+        return False
+    files = {(host, owner.lower()): file for (host, owner), file in before.identities.items()}
+    for owners in installed.values():
+        keys = [(host, owner.lower()) for host, owner in owners]
+        bot = next((files[key] for key in keys if key in files), None)
+        files |= {key: bot for key in keys if bot is not None and key not in files}
+    text = render(
+        now.values(),
+        Path(before.helper),
+        all_owners_of=before.hosts,
+        identities={owner: files[key] for key, owner in now.items() if key in files},
+        with_identity=before.identity,
+        proactive=before.proactive,
+        rewrite_ssh=before.rewrite_ssh,
+        left_out=before.left_out,
+    )
+    return write_owned(owned, text)
+
+
 def undo(
     scope: Scope,
     owned: Path,

@@ -35,9 +35,10 @@ class Unasked:
     error: GhappError
 
 
-def ask_each() -> tuple[list[dict[str, Any]], list[Unasked]]:
+def ask_each(*, update: bool) -> tuple[list[dict[str, Any]], list[Unasked]]:
     """Return the installations of every app that can be asked, and the apps that cannot.
 
+    With `update` the daemon lets git ask for these owners from now on, if `setup-git` was run before.
     Raises `GhappError` if it is not an app's fault.
     """
     found: list[dict[str, Any]] = []
@@ -48,7 +49,7 @@ def ask_each() -> tuple[list[dict[str, Any]], list[Unasked]]:
         try:
             if down:
                 raise down[0]
-            found += call("installations", app=app["name"])
+            found += call("installations", app=app["name"], update=update)
         except GhappError as error:
             if error.code in _NOT_THE_APPS:
                 raise
@@ -61,13 +62,14 @@ def ask_each() -> tuple[list[dict[str, Any]], list[Unasked]]:
 def installations(*, as_json: bool) -> int:
     """List where the apps are installed, asked of GitHub now.
 
-    Exits 1 if an app could not be asked; those of the others are listed.
+    Once "ghapp setup-git" was run, git asks ghapp for owners that are new here,
+    too. Exits 1 if an app could not be asked; those of the others are listed.
 
     \b
     Example:
       ghapp installations
     """
-    found, unasked = ask_each()
+    found, unasked = ask_each(update=True)
     if as_json:
         print_json(found)
     elif found:

@@ -218,7 +218,7 @@ def _where_installed(
     hosts: Container[str], before: Written
 ) -> tuple[Sequence[dict[str, Any]], Sequence[Unasked], Sequence[tuple[str, str]]]:
     """Return where the apps of `hosts` are installed, those that cannot be asked, and owners that stay for these."""
-    found, dead = ask_each()
+    found, dead = ask_each(update=False)
     entries = [entry for entry in found if entry["host"] in hosts]
     unasked = [each for each in dead if each.host in hosts]
     names, known = {each.app for each in unasked}, {(entry["host"], entry["account"].lower()) for entry in entries}
