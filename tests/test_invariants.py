@@ -606,7 +606,7 @@ class Machine(RuleBasedStateMachine):
     def revoke_all(self) -> None:
         before = {lease.token for lease, _ in self.broker.leases()}
         self.world.run_until_complete(self.broker.revoke_all())
-        for text in before - {lease.token for lease, _ in self.broker.leases()}:
+        for text in before:  # also one that could not be ended: it is held for another try, and handed out no more
             self._forgotten(text)
 
     # -- how it is done --------------------------------------------------------------------------------------------
