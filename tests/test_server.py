@@ -131,7 +131,8 @@ async def test_a_git_whose_every_request_is_rejected_asks_twice_for_ghapp_never_
     issuer.install("rocket")
     broker.configure([issuer])
     git = GitServer(broker, hosts=lambda: {"github.com"}, ready=Fixture().ready, quit_on_error=lambda: True)
-    state, passwords = b"", []
+    state = b""
+    passwords: list[bytes] = []
 
     while len(passwords) < 10:
         answer = (await git.respond(GET + b"capability[]=state\n" + ROCKET + state)).splitlines()
