@@ -398,7 +398,7 @@ async def test_a_probe_that_runs_out_ends_and_is_not_tried_again_for_ten_minutes
 
 
 @pytest.mark.parametrize("budgets", [{"probe_budget": 0.05}, {"work_budget": SPARE + 0.05}], ids=str)
-async def test_a_git_server_that_never_answers_does_not_cost_the_token(
+async def test_a_git_server_that_never_answers_costs_neither_the_token_nor_more_than_its_time(
     issuer: ScriptedIssuer, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, budgets: dict[str, float]
 ) -> None:
     async def looks_for_ever(repository: Repository, token: str) -> bool:  # noqa: ARG001  # the protocol's
@@ -409,7 +409,8 @@ async def test_a_git_server_that_never_answers_does_not_cost_the_token(
     broker = Broker(clock, **budgets)  # type: ignore[arg-type]  # a table of fields
     broker.configure([issuer])
 
-    first = await filled(broker)
+    async with asyncio.timeout(5):
+        first = await filled(broker)
     broker.erase(first.token)
     await filled(broker)
 
