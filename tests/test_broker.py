@@ -1506,6 +1506,22 @@ async def test_a_token_that_died_while_it_was_proven_is_not_handed_out(
     assert (await filled(broker)).expires_at == int(clock.wall_time + 3600)
 
 
+async def test_a_token_that_died_before_its_caller_had_a_turn_is_not_handed_out(
+    broker: Broker, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closing the lid stops us anywhere, also between the end of a mint and whoever waits for it."""
+    put = broker._book.put
+
+    def put_and_close_the_lid(lease: Lease) -> None:
+        put(lease)
+        monkeypatch.setattr(broker._book, "put", put)
+        asyncio.get_running_loop().call_soon(clock.advance, 10 * 3600)
+
+    monkeypatch.setattr(broker._book, "put", put_and_close_the_lid)
+
+    assert (await filled(broker)).expires_at == int(clock.wall_time + 3600)
+
+
 async def test_a_refusal_that_is_told_again_is_not_remembered_for_longer(
     broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
 ) -> None:

@@ -323,7 +323,7 @@ class Issuer:
         repos: list[Repo] = []
         if scope.repositories is not ALL:
             repos = [repo for repo in there if {repo.id, repo.name} & set(scope.repositories)]
-            if len(repos) != len(scope.repositories):
+            if set(scope.repositories) - {name for repo in repos for name in (repo.id, repo.name)}:  # one may be both
                 raise NotSelected("there is at least one repository that does not exist")
         extra = {("administration", "write")} if github.until["wider", self.number] > sent else set()
         life = 3900.0 if github.long_lives else 3600.0
@@ -638,6 +638,16 @@ class Machine(RuleBasedStateMachine):
         self.world.run_until_complete(self.broker.revoke_all())
         for text in before:  # also one that could not be ended: it is held for another try, and handed out no more
             self._forgotten(text)
+
+    @precondition(lambda self: self.handed)
+    @rule()
+    def revoke_all_in_vain(self) -> None:
+        """What could not be ended does not come back when the network does."""
+        self.trouble_for_all("network", hangs=False)
+        self.revoke_all()
+        self.mend()
+        self._advance(MENDED)
+        self._run([self._get(name) for name in REPOSITORIES])
 
     # -- how it is done --------------------------------------------------------------------------------------------
 

@@ -663,12 +663,15 @@ class Broker:
             self.hits += 1
             return held
         try:
-            return await asyncio.shield(flight)
+            fresh = await asyncio.shield(flight)
         except Failed:
             held = self._book.find(order.scope, self._clock.boot(), at_least=LAST_RESORT)
             if held is None:
                 raise
             return held
+        if fresh.remaining(self._clock.boot()) < LAST_RESORT:  # the lid was closed before we had our turn
+            return await self.lease(order)
+        return fresh
 
     def _renew_ahead(self, order: "Order") -> None:
         """Replace the lease in the background if its end is near and somebody used it lately; else look later.
