@@ -49,7 +49,7 @@ from ghapp.errors import (
 )
 from ghapp.github import MAX_BODY, AppClient, GitHub
 from ghapp.installation import ALL, Installation, InstallationId, Permissions, Repositories, Scope
-from ghapp.network import Network
+from ghapp.network import Network, mend
 from ghapp.private_key import fingerprint, load_key
 from ghapp.routing import App, Place
 from ghapp.signers.file import FileSigner
@@ -521,8 +521,6 @@ async def test_an_app_that_github_does_not_know_is_rejected_and_not_merely_absen
     "message",
     [
         "A JSON web token could not be decoded",
-        "Missing 'issuer' claim ('iss') in assertion",
-        "'Issuer' claim ('iss') must be an Integer",
         "Integration must generate a public key",
         "Requires authentication",
         "Bad credentials",
@@ -536,6 +534,20 @@ async def test_every_401_about_the_app_is_its_rejection_without_a_second_try(wor
     assert isinstance(error, AppRejected)
     assert error.message.endswith(message)
     assert len(world.seen()) == 1
+
+
+@pytest.mark.parametrize(
+    "message", ["Missing 'issuer' claim ('iss') in assertion", "'Issuer' claim ('iss') must be an Integer"]
+)
+async def test_a_401_about_the_id_blames_the_id_and_not_the_key(world: World, message: str) -> None:
+    """A client ID of no app; or of one on an Enterprise Server before 3.14, which knows numbers only."""
+    world.github.faults.add(times=None, status=401, headers=JSON, body=json.dumps({"message": message}))
+
+    error = await failure(world, look_up)
+
+    assert isinstance(error, AppRejected)
+    assert error.message == f"GitHub knows no app {world.app.client_id}: {message}"
+    assert error.hint == "compare the id with the app's page: https://github.com/settings/apps"
 
 
 def refusal(message: str, status: int, **headers: str) -> dict[str, Any]:
@@ -600,6 +612,7 @@ async def test_every_refusal_of_a_mint_is_told_apart(
     error = await failure(world, mint(world))
 
     assert (type(error), error.message) == (kind, message)
+    assert error.hint
     assert len(world.seen()) == 1
     assert set(world.github.proxy.targets) == {"api.github.com:443"}
 
@@ -619,7 +632,12 @@ async def test_what_the_account_did_is_told_apart(
 ) -> None:
     prepare(world)
 
-    assert type(await failure(world, mint(world))) is kind
+    error = await failure(world, mint(world))
+
+    assert type(error) is kind
+    assert error.hint
+    if kind is Forbidden:
+        assert "https://github.com/organizations/acme/settings/security" in error.hint
 
 
 @pytest.mark.parametrize(
@@ -691,6 +709,7 @@ async def test_a_look_up_that_somebody_else_answers_says_nothing_about_the_app(w
         (refusal("whatever", 429), 60),
         ({"status": 429, "body": "<html>slow down", "headers": {"retry-after": "5"}}, 5),
         (refusal("Maximum number of login attempts exceeded. Please try again later.", 403), 60),
+        ({"status": 503, "body": "<html>Unicorn!", "headers": {"retry-after": "600"}}, 600),
     ],
 )
 async def test_a_limit_says_how_long_to_stay_away(world: World, fault: dict[str, Any], wait: float) -> None:
@@ -705,7 +724,9 @@ async def test_a_limit_says_how_long_to_stay_away(world: World, fault: dict[str,
 
     assert isinstance(error, RateLimited)
     assert error.remember == pytest.approx(wait, abs=2 if reset else 0)
-    assert re.fullmatch(r"GitHub limits this app's requests until \d\d:\d\d:\d\d", error.message)
+    what = "is failing (HTTP 503)" if fault["status"] == 503 else "limits this app's requests"
+    assert re.fullmatch(rf"GitHub {re.escape(what)} until \d\d:\d\d:\d\d", error.message)
+    assert "ghapp leases" in error.hint
     assert len(world.seen()) == 1
 
 
@@ -1111,7 +1132,7 @@ async def test_a_proxy_that_is_not_there_is_named(world: World) -> None:
     assert (type(error), error.message, error.hint) == (
         ProxyFailed,
         f"cannot connect to the proxy 127.0.0.1:{port}, on the way to api.github.com",
-        "mend HTTPS_PROXY, then: ghapp daemon restart",
+        mend("HTTPS_PROXY"),
     )
 
 

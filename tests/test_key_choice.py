@@ -265,6 +265,19 @@ async def test_an_id_that_github_does_not_know_is_not_tried_with_each_key(world:
     assert len(world.github.requests) == 1
 
 
+async def test_an_id_that_is_none_is_not_tried_with_each_key(world: World) -> None:
+    world.github.faults.add(
+        "^/app",
+        times=None,
+        status=401,
+        headers={"content-type": "application/json"},
+        body="{\"message\": \"'Issuer' claim ('iss') must be an Integer\"}",
+    )
+
+    assert isinstance(await failure(world.client()), AppRejected)
+    assert len(world.github.requests) == 1
+
+
 async def test_a_network_that_fails_is_not_the_keys_fault(world: World) -> None:
     world.github.faults.add("^/app", cut=True)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import shutil
 import stat
 from collections.abc import AsyncIterator, Iterator
@@ -18,6 +19,7 @@ from ghapp import config, lending, paths
 from ghapp.cli import grant
 from ghapp.daemon import Daemon
 from ghapp.errors import GrantRefused
+from ghapp.lease import token_sha256
 from ghapp.lending import Lending
 
 
@@ -371,10 +373,12 @@ async def test_while_something_is_lent_the_daemon_does_not_leave(ghapp: Ghapp, s
 
 
 @pytest.mark.usefixtures("served")
-async def test_a_daemon_that_is_stopped_revokes_what_grants_have(ghapp: Ghapp, github: StandIn) -> None:
+async def test_a_daemon_that_is_stopped_revokes_what_grants_have(
+    ghapp: Ghapp, directory: Path, github: StandIn
+) -> None:
     token = await password((await lend(ghapp, "acme/rocket", "--name", "rocket"))["socket"])
 
-    await ghapp.asked("daemon", "stop")
+    await asyncio.to_thread(talk, directory / "control.sock", b'{"jsonrpc": "2.0", "id": 1, "method": "stop"}\n')
 
     assert github.live_token(token) is None
 
@@ -479,3 +483,67 @@ async def test_what_cannot_be_had_is_not_held(served: Daemon) -> None:
 def test_nothing_is_there_before_anything_was_lent() -> None:
     with pytest.raises(GrantRefused, match="there is no grant x"):
         Lending("/nonexistent", None, None, None, None).revoke("x")  # type: ignore[arg-type]  # none of it is needed
+
+
+# -- the audit trail -------------------------------------------------------------------------------------------------
+
+
+def recorded(served: Daemon, name: str = "audit.jsonl") -> list[dict[str, Any]]:
+    """Return the lines of one file, once those that wait are written."""
+    served._audit.close()
+    return [json.loads(line) for line in (config.state_dir() / name).read_text().splitlines()]
+
+
+async def test_what_is_lent_and_its_end_stand_in_the_trail_and_what_is_done_with_it_in_a_file_of_its_own(
+    ghapp: Ghapp, served: Daemon
+) -> None:
+    found = await lend(ghapp, "acme/rocket", "acme/probe", "--name", "box")
+    token = await password(found["socket"])
+    await ask(found["socket"], "acme/other")
+    refused = await ghapp.asked("grant", "create", "acme/nowhere")
+    await ghapp.asked("grant", "revoke", "box")
+
+    of_box, trail = recorded(served, "audit-grant-box.jsonl"), recorded(served)
+    assert [(line["action"], line["repository"], line["outcome"]) for line in of_box] == [
+        ("mint", "acme/rocket", "ok"),
+        ("answer", "acme/rocket", "ok"),
+        ("refusal", "acme/other", "E71"),
+    ]
+    assert {line["grant"] for line in of_box} == {"box"}
+    assert of_box[1]["token_sha256"] == token_sha256(token)
+    assert [(line["action"], line["repository"], line["outcome"], line["grant"]) for line in trail] == [
+        ("grant", None, "ok", "box"),
+        ("grant", "acme/nowhere", "E20", None),
+        ("grant-end", None, "ok", "box"),
+        ("revocation", "acme/rocket", "ok", "box"),
+    ]
+    assert trail[0]["scope"]["repositories"] == ["acme/rocket", "acme/probe"]
+    assert all(line["peer"]["pid"] == os.getpid() for line in trail)
+    assert refused.code == 1
+    about = (await ghapp.asked("log", "--repo", "acme/probe")).out
+    assert [line.split()[2] for line in about.splitlines()] == ["grant", "grant-end"]
+    assert "acme/rocket, acme/probe" in about
+
+
+async def test_a_revocation_by_repository_takes_the_tokens_of_grants_too(
+    ghapp: Ghapp, served: Daemon, github: StandIn
+) -> None:
+    found = await lend(ghapp, "acme/rocket")
+    token = await password(found["socket"])
+
+    done = await ghapp.asked("revoke", "acme/rocket")
+
+    assert done.code == 0
+    assert github.live_token(token) is None
+    assert len(served._lending) == 1  # what was lent stays lent: the next command gets a new token
+    assert await password(found["socket"]) != token
+
+
+async def test_a_locked_daemon_lends_nothing_and_git_is_told_why(ghapp: Ghapp, served: Daemon) -> None:
+    found = await lend(ghapp, "acme/rocket")
+    await password(found["socket"])
+    await ghapp.asked("lock")
+
+    assert "(E42)" in await ask(found["socket"])
+    served._broker.unlock()
+    await password(found["socket"])
