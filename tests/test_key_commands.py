@@ -660,3 +660,23 @@ def test_editing_keys_keeps_comments_and_refuses_an_app_that_is_gone(tmp_path: P
     assert config.load(path).apps[0].keys == ("file:/one",)
     with pytest.raises(ConfigError, match="there is no app b"):
         config.add_key(path, "b", "file:/two")
+
+
+@pytest.mark.usefixtures("app")
+def test_without_a_keyring_the_hint_stores_the_key_in_a_file(
+    ghapp: Ghapp, app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nonexistent")
+    fresh = write(tmp_path / "fresh.pem", app.add_key())
+    kept = config.config_dir() / "keys"
+    kept.mkdir(parents=True)
+    (kept / "acme-bot.pem").touch()
+
+    added = ghapp("key", "add", fresh, "--app", "acme-bot", "--no-verify")
+    anew = ghapp("app", "add", "--app-id", app.id, "--key", fresh, "--no-verify")
+
+    place = f"--signer file:{kept}/acme-bot-2.pem"
+    assert added.err.endswith(f"hint: ghapp key add --app acme-bot --no-verify {fresh} {place}\n")
+    place = f"--signer file:{kept}/{app.id}.pem"
+    assert anew.err.endswith(f"hint: ghapp app add --app-id {app.id} --key {fresh} --no-verify {place}\n")
+    assert ghapp(*added.err.splitlines()[-1].removeprefix("ghapp: hint: ghapp ").split()).code == 0

@@ -4,6 +4,7 @@ import asyncio
 import io
 import os
 import re
+import shlex
 import shutil
 import sys
 import threading
@@ -117,8 +118,8 @@ def home() -> Path:
 
 
 def written() -> dict[str, bytes]:
-    """Return the files that setup makes or changes."""
-    found = (path for path in home().rglob("*") if path.is_file())
+    """Return the files that setup makes or changes; the trail of what the daemon does grows with each question."""
+    found = (path for path in home().rglob("*") if path.is_file() and not path.name.startswith("audit"))
     return {str(path): path.read_bytes() for path in found if "run" not in path.relative_to(home()).parts}
 
 
@@ -162,7 +163,7 @@ def test_without_a_terminal_what_is_not_told_is_wrong_usage(ghapp: Ghapp, option
 
     assert done.code == 2
     assert missing in done.err
-    assert "ghapp: hint: ghapp setup --yes" in done.err
+    assert re.search("^ghapp: hint: .*ghapp setup .*--yes", done.err, re.MULTILINE)
     assert written() == {}
 
 
@@ -255,14 +256,50 @@ async def test_without_a_keyring_the_key_goes_where_a_person_says_and_unattended
     place = config.config_dir() / "keys" / f"{app.id}.pem"
     assert refused.code == 1
     assert "no keyring service" in refused.err
-    assert f"ghapp: hint: ghapp setup --signer file:{place}" in refused.err
-    assert "ghapp: hint: then ghapp setup" not in refused.err
+    assert refused.err.endswith(
+        f"\nghapp: hint: ghapp {shlex.join(('setup', '--yes', *given))} --signer file:{place}\n"
+    )
     assert "The key cannot go into the keyring: no keyring service" in done.err
     assert f"[{place}]" in done.err
     assert place.read_bytes() == app.private_key_pem
     assert place.stat().st_mode & 0o777 == 0o600
     assert done.code == 1  # doctor: git was left alone
     assert "not ghapp" in done.out
+
+
+@pytest.mark.usefixtures("served")
+async def test_the_hint_is_the_whole_command_line_and_works_as_it_stands(
+    ghapp: Ghapp, app: App, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spaced = key.rename(tmp_path / "my key.pem")
+    given = ("--app-id", app.id, "--key", spaced, "--all", "--no-identity", "--wait", "90s", "--no-doctor")
+
+    refused = await ghapp.asked("setup", "--yes", *given)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(app.private_key_pem)))
+    from_stdin = await ghapp.asked("setup", "--yes", "--app-id", app.id, "--key", "-")
+    (mend,) = re.findall("^ghapp: hint: ghapp (.*)", refused.err, re.MULTILINE)
+    done = await ghapp.asked(*shlex.split(mend))
+
+    assert "(E33)" in refused.err
+    assert re.search(r"hint: ghapp setup --yes --app-id \d+ --key - --signer file:\S+ < FILE\n", from_stdin.err)
+    assert (done.code, done.err.count("hint: git clone")) == (0, 1), done.err
+    assert "--all --no-identity --wait 90s --no-doctor" in mend
+    assert (config.config_dir() / "keys" / f"{app.id}.pem").read_bytes() == app.private_key_pem
+
+
+def test_what_is_missing_is_added_to_what_was_typed(ghapp: Ghapp) -> None:
+    where = ghapp("setup", "--host", "ghe.example.com")
+    wanted = ghapp("setup", "--create", "--permission", "issues=read", "--permission", "checks=write")
+    taken = ghapp("setup", "--yes", "--create", "--signer", f"file:{__file__}")
+
+    assert where.err.endswith(
+        "hint: ghapp setup --host ghe.example.com --yes --app-id N --key FILE; "
+        "or a new one: ghapp setup --host ghe.example.com --yes --create\n"
+    )
+    assert wanted.err.endswith(
+        "hint: with the defaults: ghapp setup --create --permission issues=read --permission checks=write --yes\n"
+    )
+    assert "hint: give another path: ghapp setup --yes --create --signer file:PATH\n" in taken.err
 
 
 @pytest.mark.usefixtures("served")
@@ -279,7 +316,7 @@ async def test_an_interrupted_run_keeps_what_it_did_and_the_next_goes_on(
 
     assert stopped.code == 130
     assert stopped.err.endswith(
-        "\nghapp: error: interrupted; what is done stays\nghapp: hint: ghapp setup goes on from here\n"
+        "\nghapp: error: interrupted; what is done stays\nghapp: hint: to go on from here: ghapp setup\n"
     )
     assert (home() / "kept.pem").exists()
     assert done.code == 0, done.err
@@ -304,7 +341,7 @@ async def test_it_waits_for_the_installation_and_says_how_to_go_on(
     for refused in (without, ended):
         assert refused.code == 1
         assert "lonely is not installed yet (E24)" in refused.err
-        assert f"ghapp: hint: install it: {link}, then: ghapp setup" in refused.err
+        assert f"ghapp: hint: install it: {link}, then: ghapp setup --yes" in refused.err
     assert "the app is not installed yet" in ended.err
     assert host.code == 0, host.err
     assert "https://github.com is answered by ghapp" in host.err
@@ -391,7 +428,7 @@ async def test_an_interruption_while_github_answers_keeps_the_key_and_is_told(
 
     assert "'n o' is not an organisation's name" in done.err
     assert done.code == 130
-    assert "goes on from here" in done.err
+    assert f"to go on from here: ghapp setup --signer file:{home()}/kept.pem\n" in done.err
 
 
 @pytest.mark.usefixtures("served")
@@ -408,7 +445,7 @@ async def test_a_dead_key_is_told_and_another_that_is_given_takes_its_place(
 
     assert told.code == 1
     assert "(E22)" in told.err
-    assert told.err.endswith("ghapp: hint: then ghapp setup goes on from here\n")
+    assert told.err.endswith("ghapp: hint: then, to go on from here: ghapp setup --yes\n")
     assert done.code == 0, done.err
     assert old.read_bytes() != (home() / "kept.pem").read_bytes() == fresh
 

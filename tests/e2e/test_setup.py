@@ -286,7 +286,7 @@ def test_ctrl_c_at_a_question_keeps_what_is_done_and_the_next_run_goes_on(machin
 
     for stopped in (first, second):
         assert stopped.text.endswith(
-            "\nghapp: error: interrupted; what is done stays\nghapp: hint: ghapp setup goes on from here\n"
+            "\nghapp: error: interrupted; what is done stays\nghapp: hint: to go on from here: ghapp setup\n"
         )
     assert "1. The app: acme-bot is registered, and GitHub accepts its key\n" in third.text
     machine.git("ls-remote", "https://github.com/acme/rocket")

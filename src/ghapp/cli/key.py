@@ -13,6 +13,7 @@ from ghapp.cli.daemon_client import call, call_if_running
 from ghapp.cli.key_import import (
     forget_keyring_keys,
     hint_at_orphan,
+    offering_a_file,
     read_pem,
     store_pem_in_file,
     store_pem_in_keyring,
@@ -127,11 +128,12 @@ def add(
     if there is not None and _problem(there, store) is None:
         _finish_known(there, file, delete=delete_key_file, as_json=as_json)
         return
-    stored = (
-        store_pem_in_keyring(pem, app, store, source=source)
-        if target is None
-        else store_pem_in_file(pem, target, source=source)
-    )
+    with offering_a_file(app):
+        stored = (
+            store_pem_in_keyring(pem, app, store, source=source)
+            if target is None
+            else store_pem_in_file(pem, target, source=source)
+        )
     try:
         if not no_verify:
             _ask(app, stored.reference)

@@ -3,14 +3,17 @@
 A key is written under a name of its own and read back; the configuration switches; only then the old one goes.
 """
 
+import contextlib
+import itertools
+import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ghapp import config
-from ghapp.cli.output import hint, say
-from ghapp.errors import KeyMissing, KeyUnavailable, UsageError
+from ghapp.cli.output import hint, say, typed
+from ghapp.errors import KeyMissing, KeyringAbsent, KeyUnavailable, UsageError
 from ghapp.keystore import KeyStore
 from ghapp.private_key import MAX_PEM, fingerprint, load_key
 from ghapp.routing import App
@@ -71,7 +74,21 @@ def _content(path: Path) -> bytes | None:
 
 def store_in_keyring(source: str, app: App, store: KeyStore) -> Stored:
     """Put the key from `source` into the keyring, where the keyring may ask a person to unlock it."""
-    return store_pem_in_keyring(read_pem(source), app, store, source="stdin" if source == "-" else source)
+    with offering_a_file(app):
+        return store_pem_in_keyring(read_pem(source), app, store, source="stdin" if source == "-" else source)
+
+
+@contextlib.contextmanager
+def offering_a_file(app: App) -> Iterator[None]:
+    """Let the error of a machine without a keyring name the command line that stores the key in a file."""
+    try:
+        yield
+    except KeyringAbsent as error:
+        name = app.name if app.name != "app" else app.issuer  # GitHub was not asked yet
+        suffixes = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+        places = (config.config_dir() / "keys" / f"{name}{suffix}.pem" for suffix in suffixes)
+        file = next(place for place in places if not os.path.lexists(place))
+        raise KeyringAbsent(error.message, hint=typed(signer=f"file:{file}")) from None
 
 
 def store_pem_in_keyring(pem: bytes, app: App, store: KeyStore, *, source: str) -> Stored:

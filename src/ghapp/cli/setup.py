@@ -24,7 +24,7 @@ from ghapp.cli.checks import git as git_checks
 from ghapp.cli.daemon_client import call, call_if_running
 from ghapp.cli.doctor import doctor
 from ghapp.cli.host import check_host
-from ghapp.cli.output import hint, say, say_error, warn
+from ghapp.cli.output import hint, say, say_error, typed, warn
 from ghapp.cli.setup_git import configure
 from ghapp.cli.token import parse_permissions
 from ghapp.errors import (
@@ -49,8 +49,6 @@ INTRODUCTION = (
     "A GitHub App will be your bot: setup creates or imports it, has it installed on your",
     "account, lets git push as it, and checks that. Enter takes what stands in [brackets].",
 )
-AGAIN = "ghapp setup"
-
 _ANOTHER_KEY_HELPS = {AppRejected.code, KeyMissing.code, KeyUnavailable.code}
 
 
@@ -175,13 +173,13 @@ def setup(ctx: click.Context, /, **given: Any) -> int:
     except (click.Abort, KeyboardInterrupt):
         say("")
         say_error("interrupted; what is done stays")
-        hint(f"{AGAIN} goes on from here")
+        hint(f"to go on from here: {typed()}")
         return 130
     except GhappError as error:
         say_error(str(error))
         hint(error.hint)
-        if AGAIN not in error.hint:
-            hint(f"then {AGAIN} goes on from here")
+        if "ghapp setup " not in f"{error.hint} ":
+            hint(f"then, to go on from here: {typed()}")
         return 2 if error.code == UsageError.code else 1
 
 
@@ -212,7 +210,8 @@ def _check(answers: Answers, registered: Sequence[App]) -> None:
     has_app = bool(registered) or answers.wants_new or answers.names_an_app
     if not has_app and not is_terminal():
         raise UsageError(
-            "which app? there is no terminal to ask on", hint=f"{AGAIN} --yes --app-id N --key FILE, or --create"
+            "which app? there is no terminal to ask on",
+            hint=f"{typed(yes=True, app_id='N', key='FILE')}; or a new one: {typed(yes=True, create=True)}",
         )
     if answers.key is not None and not answers.names_an_app and not answers.asks:
         raise click.UsageError("--key goes with --app-id or --client-id")
@@ -228,7 +227,8 @@ def _check(answers: Answers, registered: Sequence[App]) -> None:
     ]
     if missing and not answers.yes and not is_terminal():
         raise UsageError(
-            f"there is no terminal to ask on; give {', and '.join(missing)}", hint=f"{AGAIN} --yes takes the defaults"
+            f"there is no terminal to ask on; give {', and '.join(missing)}",
+            hint=f"with the defaults: {typed(yes=True)}",
         )
 
 
@@ -424,7 +424,8 @@ def _place(answers: Answers, stem: str, *, is_new: bool) -> KeyPlace:
             place.check(answers.new_host)
         except KeyUnavailable as error:
             if not answers.asks:
-                raise type(error)(error.message, hint=f"{AGAIN} --signer file:{file}") from None
+                first = "" if error.code == KeyringAbsent.code else "unlock the keyring, or: "
+                raise type(error)(error.message, hint=first + typed(signer=f"file:{file}")) from None
             say(f"The key cannot go into the keyring: {error}.")
             default = str(file) if error.code == KeyringAbsent.code else "keyring"
         else:
@@ -459,7 +460,7 @@ def _installations(answers: Answers, bots: Sequence[Bot]) -> list[Mapping[str, A
             app_create.start_browser(link)
         found = _served(bot.known, app_create.wait_for_installation(_as_created(bot), answers.wait))
     if not found and not answers.no_git and answers.by_owner is not False:
-        raise NotInstalled(f"{bot.known.name} is not installed yet", hint=f"install it: {link}, then: {AGAIN}")
+        raise NotInstalled(f"{bot.known.name} is not installed yet", hint=f"install it: {link}, then: {typed()}")
     if found:
         say(f"   {_described(found)}")
     return found
