@@ -673,7 +673,7 @@ def test_without_a_keyring_the_hint_stores_the_key_in_a_file(
     (kept / "acme-bot.pem").touch()
 
     added = ghapp("key", "add", fresh, "--app", "acme-bot", "--no-verify")
-    anew = ghapp("app", "add", "--app-id", app.id, "--key", fresh, "--no-verify")
+    anew = ghapp("app", "add", "--app-id", str(app.id), "--key", fresh, "--no-verify")
 
     place = f"--signer file:{kept}/acme-bot-2.pem"
     assert added.err.endswith(f"hint: ghapp key add --app acme-bot --no-verify {fresh} {place}\n")

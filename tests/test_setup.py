@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from command_line import Ghapp, Result, register
@@ -167,6 +168,29 @@ def test_without_a_terminal_what_is_not_told_is_wrong_usage(ghapp: Ghapp, option
     assert written() == {}
 
 
+@pytest.mark.usefixtures("served")
+async def test_without_a_terminal_only_the_steps_that_are_left_need_answers(
+    ghapp: Ghapp, github: StandIn, app: App, tmp_path: Path
+) -> None:
+    register(app, tmp_path)
+    before = written()
+
+    asked = await ghapp.asked("setup", "--no-network")
+    half = await ghapp.asked("setup", "--no-network", "--owners")
+    assert written() == before
+    await ghapp.asked("setup", "--owners", "--no-identity", "--no-doctor")
+    done = await ghapp.asked("setup")
+    again = await ghapp.asked("setup", "--all")
+    github.uninstall(next(iter(github.installations.values())))
+    left = await ghapp.asked("setup", "--wait", "1h")
+
+    for refused in (asked, half, again, left):
+        assert refused.code == 2, refused.err
+        assert "there is no terminal to ask on; give " in refused.err
+    assert "give --identity or --no-identity (E01)" in half.err
+    assert done.code == 0, done.err
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -272,11 +296,11 @@ async def test_the_hint_is_the_whole_command_line_and_works_as_it_stands(
     ghapp: Ghapp, app: App, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spaced = key.rename(tmp_path / "my key.pem")
-    given = ("--app-id", app.id, "--key", spaced, "--all", "--no-identity", "--wait", "90s", "--no-doctor")
+    given = ("--app-id", str(app.id), "--key", spaced, "--all", "--no-identity", "--wait", "90s", "--no-doctor")
 
     refused = await ghapp.asked("setup", "--yes", *given)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(app.private_key_pem)))
-    from_stdin = await ghapp.asked("setup", "--yes", "--app-id", app.id, "--key", "-")
+    from_stdin = await ghapp.asked("setup", "--yes", "--app-id", str(app.id), "--key", "-")
     (mend,) = re.findall("^ghapp: hint: ghapp (.*)", refused.err, re.MULTILINE)
     done = await ghapp.asked(*shlex.split(mend))
 
@@ -494,6 +518,63 @@ async def test_proxy_and_ca_of_the_shell_are_kept_but_never_a_password(
         "no_proxy": "example.org",
         "ca_file": str(github.ca_file),
     }
+
+
+@pytest.mark.usefixtures("served")
+@pytest.mark.parametrize(
+    ("options", "answer", "kept"), [((), "shell", "new"), ((), "", "old"), (("--yes",), None, "old")]
+)
+async def test_another_proxy_or_ca_than_the_configured_one_is_offered_and_never_taken_silently(
+    guided: Guided,
+    github: StandIn,
+    app: App,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    *,
+    options: tuple[str, ...],
+    answer: str | None,
+    kept: str,
+) -> None:
+    register(app, tmp_path)
+    old = {
+        "proxy": github.proxy_url.replace("127.0.0.1", "localhost"),
+        "no_proxy": "old.example",
+        "ca_file": str(tmp_path / "old.crt"),
+    }
+    shutil.copyfile(github.ca_file, old["ca_file"])
+    config.edit(config.config_file(), lambda document: document.setdefault("network", {}).update(old))
+    monkeypatch.setenv("NO_PROXY", "new.example")
+    answers = () if answer is None else (answer, answer)
+
+    done = await guided.answers(*answers, options=("--no-doctor", "--no-git", *options))
+
+    new = {"proxy": github.proxy_url, "no_proxy": "new.example", "ca_file": str(github.ca_file)}
+    assert done.code == 0, done.err
+    found = config.load(config.config_file()).network
+    assert {key: found[key] for key in new} == (new if kept == "new" else old)
+    names = [urlsplit(one["proxy"]).netloc for one in (old, new)]
+    assert f"network.proxy in {config.config_file()} is {names[0]}, HTTPS_PROXY of this shell {names[1]}" in done.err
+    assert ("; the configured one is used" in done.err) == (answer is None)
+    assert (f"hint: if that is the old one: edit {config.config_file()}, then: ghapp daemon restart" in done.err) == (
+        answer is None
+    )
+
+
+@pytest.mark.usefixtures("served")
+async def test_a_proxy_with_a_password_is_neither_shown_nor_offered(
+    guided: Guided, github: StandIn, app: App, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    register(app, tmp_path)
+    config.edit(
+        config.config_file(), lambda document: document.setdefault("network", {}).update(proxy=github.proxy_url)
+    )
+    monkeypatch.setenv("HTTPS_PROXY", "http://somebody:secret@proxy.example:3128")
+
+    done = await guided.answers(options=("--no-doctor", "--no-git"))
+
+    assert done.code == 0, done.err
+    assert "HTTPS_PROXY of this shell proxy.example:3128; the configured one is used" in done.err
+    assert "secret" not in done.err
 
 
 def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

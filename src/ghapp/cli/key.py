@@ -1,5 +1,6 @@
 """``ghapp key``."""
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -168,6 +169,28 @@ def _finish_known(there: Entry, file: str | None, *, delete: bool, as_json: bool
         print_json(details | {"added": False})
     else:
         say(f"{there.app.name} has the key {there.fingerprint} already, as {there.reference}; nothing was changed")
+
+
+def find_key(apps: Sequence[App], file: str | None, signer: str | None) -> Entry | None:
+    """Return the entry that `apps` have for the key in `file`, or where `signer` says; None if there is none.
+
+    Raises `KeyUnavailable` and `click.UsageError` if that key cannot be told.
+    """
+    if file == "-" and sys.stdin.isatty():
+        return None  # nobody was asked to paste it
+    entries = [entry for app in apps for entry in _entries(app)]
+    if file is None and str(signer).startswith("keyring:"):
+        return next((entry for entry in entries if entry.reference == signer), None)
+    target = None if file is not None else _target(signer, file)
+    found = fingerprint_of(load_key(_read(file, target), source="stdin" if file == "-" else str(file or target)))
+    return next((entry for entry in entries if entry.fingerprint == found), None)
+
+
+def delete_copy(there: Entry, file: str) -> None:
+    """Delete `file`, a copy of the key `there`, if that one works without it."""
+    store = KeyStore(config.load(config.config_file()).keyring_backend)
+    if file != "-" and not _is_same(file, there.reference.removeprefix("file:")) and _problem(there, store) is None:
+        Path(file).unlink()
 
 
 def _target(signer: str | None, file: str | None) -> Path | None:

@@ -6,6 +6,7 @@ whatever ends a run, the next one finds what is there and goes on behind it.
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ from ghapp import autostart, config, gitconfig, service
 from ghapp.cli import app as app_commands
 from ghapp.cli import app_create, checks
 from ghapp.cli import daemon as daemon_commands
+from ghapp.cli import key as key_commands
 from ghapp.cli.app_create import Created, KeyPlace
 from ghapp.cli.checks import git as git_checks
 from ghapp.cli.daemon_client import call, call_if_running
@@ -217,15 +219,23 @@ def _check(answers: Answers, registered: Sequence[App]) -> None:
         raise click.UsageError("--key goes with --app-id or --client-id")
     if not registered and answers.names_an_app and not (answers.asks or answers.key or answers.signer):
         raise click.UsageError("give the app's key: --key FILE, or --signer file:PATH where one lies")
+    if not registered:
+        _check_answers(answers)
+
+
+def _check_answers(answers: Answers, owners: Sequence[tuple[str, str]] = ()) -> None:
+    """Find out before the wait for an installation whether git's step will have its answers. Raises `UsageError`."""
+    if answers.yes or answers.no_git or is_terminal() or _git_is_done(answers, owners):
+        return
     missing = [
         option
         for option, given in (
             ("--owners or --all", answers.by_owner),
             ("--identity or --no-identity", answers.identity),
         )
-        if given is None and not answers.no_git
+        if given is None
     ]
-    if missing and not answers.yes and not is_terminal():
+    if missing:
         raise UsageError(
             f"there is no terminal to ask on; give {', and '.join(missing)}",
             hint=f"with the defaults: {typed(yes=True)}",
@@ -248,8 +258,12 @@ def _walk(ctx: click.Context, answers: Answers, registered: Sequence[App]) -> in
         for line in INTRODUCTION:
             say(line)
     if not answers.no_network:
-        _keep_network()
-    bots = _take_registered(answers, registered) or [_new_bot(answers)]
+        _keep_network(answers)
+    bots = _take_registered(answers, registered)
+    if bots:
+        _say_what_was_not_used(answers, bots)
+        _check_answers(answers, _owners(entry for bot in bots for entry in bot.installations))
+    bots = bots or [_new_bot(answers)]
     installations = _installations(answers, bots)
     _git(answers, installations)
     _daemon(ctx, answers)
@@ -264,12 +278,23 @@ def _walk(ctx: click.Context, answers: Answers, registered: Sequence[App]) -> in
 # The way to GitHub
 
 
-def _keep_network() -> None:
+def _keep_network(answers: Answers) -> None:
     """Write the proxy and the CA of this shell down: the daemon may be started where nobody has set them."""
     # Imported here: this costs a quarter of a second, which --help and wrong usage need not pay.
     from ghapp.network import is_inherited, network_from  # noqa: PLC0415  # as said
 
-    found = network_from(os.environ, config.load(config.config_file()).network)
+    configured = dict(config.load(config.config_file()).network)
+    here, there = network_from(os.environ, {}), network_from({}, configured)
+    offers = (
+        ("proxy", there.proxy_name, here.proxy_name, here.proxy_origin, "@" not in here.proxy),
+        ("ca_file", there.ca_file, here.ca_file, "SSL_CERT_FILE", True),
+    )
+    for key, before, now, variable, can_be_kept in offers:
+        if before and now and before != now:
+            fact = f"network.{key} in {config.config_file()} is {before}, {variable} of this shell {now}"
+            if _replaces(fact, asks=answers.asks and can_be_kept):
+                configured |= {key: ""} | ({"no_proxy": ""} if key == "proxy" else {})
+    found = network_from(os.environ, configured)
     keep: dict[str, str] = {}
     if found.proxy and is_inherited(found.proxy_origin):
         if "@" in found.proxy:
@@ -287,6 +312,16 @@ def _keep_network() -> None:
     config.edit(config.config_file(), lambda document: document.setdefault("network", {}).update(keep))
     call_if_running("reload")
     say(f"0. The way to GitHub: {' and '.join(keep)} of this shell, kept in {config.config_file()}")
+
+
+def _replaces(fact: str, *, asks: bool) -> bool:
+    """Ask whether this shell's setting is to replace the configured one; where nobody can be asked, a line says so."""
+    if not asks:
+        warn(f"{fact}; the configured one is used")
+        hint(f"if that is the old one: edit {config.config_file()}, then: ghapp daemon restart")
+        return False
+    say(f"0. The way to GitHub: {fact}")
+    return _choose("Which one shall ghapp use?", ("configured", "shell"), "configured") == "shell"
 
 
 # The app
@@ -308,10 +343,45 @@ def _take_registered(answers: Answers, registered: Sequence[App]) -> list[Bot]:
         warn(f"{app.name}: {problem}")
         hint(problem.hint)
     if bots:
-        say(f"1. The app: {', '.join(bot.known.name for bot in bots)} is registered, and GitHub accepts its key")
+        names = _listed([bot.known.name for bot in bots])
+        say(f"1. The app: {names} {'is' if len(bots) == 1 else 'are'} registered, and GitHub accepts {_whose(bots)}")
     if bots and answers.wants_new:
         hint("ghapp app create makes another")
     return bots
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return ``a, b and c``."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _whose(bots: Sequence[Bot]) -> str:
+    return "its key" if len(bots) == 1 else "a key of each"
+
+
+def _say_what_was_not_used(answers: Answers, bots: Sequence[Bot]) -> None:
+    """Tell who gave a key what became of it, where the app is registered: it has one that works."""
+    if answers.key is None and answers.signer in {None, "keyring"}:
+        return
+    problem, there, apps = "", None, [bot.known for bot in bots]
+    try:
+        there = key_commands.find_key(apps, answers.key, answers.signer)
+    except (GhappError, click.UsageError) as error:
+        problem = f"; {error.message}"
+    if there is not None:
+        say(f"   {there.app.name} has the key {there.fingerprint} already, as {there.reference}")
+        if answers.delete_key_file and answers.key is not None:
+            key_commands.delete_copy(there, answers.key)
+        return
+    if answers.delete_key_file and answers.key is not None and not os.path.lexists(answers.key):
+        return  # an earlier run stored it, and deleted it as it was told
+    given = [answers.key] if answers.key is not None else []
+    name = apps[0].name if len(apps) == 1 else "NAME"
+    names = _listed([app.name for app in apps])
+    warn(f"{given[0] if given else answers.signer} was not used: {names} had a key{problem}")
+    words = ["ghapp", "key", "add", *given, "--app", name, *(["--signer", answers.signer] if answers.signer else [])]
+    hint(f"to add it: {shlex.join(words)}" + (" < FILE" if "-" in given else ""))
 
 
 def _served(app: App, installations: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -498,9 +568,9 @@ def _first_repository(installations: Sequence[Mapping[str, Any]]) -> str | None:
 def _git(answers: Answers, installations: Sequence[Mapping[str, Any]]) -> None:
     if answers.no_git:
         return
-    owners = sorted({(str(entry["host"]), str(entry["account"])) for entry in installations})
-    names = " and ".join(owner for _, owner in owners)
-    if answers.by_owner is None and answers.identity is None and _asks_us(owners):
+    owners = _owners(installations)
+    names = _listed([owner for _, owner in owners] or [""])
+    if _git_is_done(answers, owners):
         say(f"3. git: it asks ghapp for {names}")
         return
     say("3. git: whom it asks for a credential")
@@ -519,12 +589,23 @@ def _git(answers: Answers, installations: Sequence[Mapping[str, Any]]) -> None:
     configure(gitconfig.Scope.GLOBAL, whole_host=way == "all", identity=identity)
 
 
+def _owners(installations: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    return sorted({(str(entry["host"]), str(entry["account"])) for entry in installations})
+
+
+def _git_is_done(answers: Answers, owners: Sequence[tuple[str, str]]) -> bool:
+    """Tell whether git is set up for each owner, and nobody wants it otherwise."""
+    return answers.by_owner is None and answers.identity is None and _asks_us(owners)
+
+
 def _asks_us(owners: Sequence[tuple[str, str]]) -> bool:
     """Tell whether git asks ghapp alone for each owner already."""
+    if not owners:
+        return False
     ground = checks.here()
     ground.owners = list(owners)
     found = [check for check in git_checks.check_helpers(ground) if check.name.startswith("helpers")]
-    return bool(owners) and all(check.status == checks.OK for check in found)
+    return all(check.status == checks.OK for check in found)
 
 
 def _has_email() -> bool:
