@@ -396,6 +396,34 @@ async def test_an_installation_that_comes_while_it_waits_is_seen(ghapp: Ghapp, g
 
 
 @pytest.mark.usefixtures("served")
+@pytest.mark.parametrize("options", [("--yes",), ("--yes", "--all"), ("--yes", "--no-git")])
+async def test_ctrl_c_while_it_waits_ends_it_there_and_the_next_run_goes_on(
+    ghapp: Ghapp, github: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    app = github.add_app("lonely", PERMISSIONS)
+    register(app, tmp_path)
+    with monkeypatch.context() as patched:
+
+        def interrupt(*_arguments: object, **_named: object) -> None:
+            raise KeyboardInterrupt
+
+        patched.setattr(app_create, "call", interrupt)
+        stopped = await ghapp.asked("setup", *options)
+    untouched = not (config.config_dir() / "gitconfig").exists()
+    github.install(app, "acme")
+    done = await ghapp.asked("setup", *options, "--no-doctor")
+
+    assert stopped.code == 130
+    assert stopped.err.endswith(
+        "   choose them there: https://github.com/apps/lonely/installations/new\n\n"
+        "ghapp: error: interrupted; what is done stays\n"
+        f"ghapp: hint: to go on from here: ghapp setup {' '.join(options)}\n"
+    )
+    assert untouched
+    assert done.code == 0, done.err
+
+
+@pytest.mark.usefixtures("served")
 async def test_a_new_app_is_created_in_the_browser_without_a_question_left(
     ghapp: Ghapp, github: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -185,7 +185,7 @@ def create(
     no_install_wait: bool,
     wait: float,
     as_json: bool,
-) -> None:
+) -> int:
     """Create a GitHub App in the browser, and store its key.
 
     A page on this machine shows what will be created and leads to GitHub, where
@@ -210,15 +210,21 @@ def create(
     created.registered = replace(created.registered, pem=b"")  # stored; the wait may be long
     say(f"install it: {created.registered.install_url}")
     if not no_install_wait and not created.interrupted:
-        if created.by_browser:
-            start_browser(created.registered.install_url)
-        report["installations"] = wait_for_installation(created, wait)
+        try:
+            if created.by_browser:
+                start_browser(created.registered.install_url)
+            report["installations"] = wait_for_installation(created, wait)
+        except KeyboardInterrupt:
+            created.interrupted = True
     if as_json:
         print_json(report)
     else:
         for entry in report["installations"]:
             click.echo(f"installed    on {entry['account']} ({entry['repository_selection']} repositories)")
+    if created.interrupted:
+        say_error("interrupted; the app is registered, and its key stored")
     hint("ghapp setup-git" if report["installations"] else "once it is installed: ghapp setup-git")
+    return 130 if created.interrupted else 0
 
 
 def new_draft(name: str | None, org: str, host: str, permissions: Mapping[str, str]) -> Draft:
@@ -494,39 +500,35 @@ _OPEN = "import sys, webbrowser; sys.exit(not webbrowser.open(sys.stdin.read()))
 
 
 def wait_for_installation(created: Created, limit: float) -> list[dict[str, Any]]:
-    """Return the app's installations once there is one; none when `limit` is over or somebody presses Ctrl-C."""
+    """Return the app's installations once there is one; none when `limit` is over."""
     app = created.known
     assert app is not None  # noqa: S101  # for mypy
     end, pause, rejections = time.monotonic() + limit, PAUSE, 0
     problem: GhappError | None = None
-    try:
-        with _progress("waiting for the installation"):
-            while True:
-                try:
-                    found = call(
-                        "verify_app",
-                        host=app.host,
-                        api=app.api,
-                        signer=app.keys[0],
-                        client_id=app.client_id,
-                        app_id=app.app_id,
-                    )
-                except GhappError as error:
-                    problem, pause = error, min(LONGEST_PAUSE, 2 * pause)
-                    if error.code == RateLimited.code:
-                        pause = LONGEST_PAUSE
-                    rejections += error.code == AppRejected.code
-                else:
-                    problem, pause, rejections = None, PAUSE, 0
-                    if found["installations"]:
-                        installations: list[dict[str, Any]] = found["installations"]
-                        return installations
-                if rejections >= REJECTIONS or time.monotonic() + pause > end:
-                    break
-                time.sleep(pause)
-    except KeyboardInterrupt:
-        say("not waiting any longer; the app is registered")
-        return []
+    with _progress("waiting for the installation"):
+        while True:
+            try:
+                found = call(
+                    "verify_app",
+                    host=app.host,
+                    api=app.api,
+                    signer=app.keys[0],
+                    client_id=app.client_id,
+                    app_id=app.app_id,
+                )
+            except GhappError as error:
+                problem, pause = error, min(LONGEST_PAUSE, 2 * pause)
+                if error.code == RateLimited.code:
+                    pause = LONGEST_PAUSE
+                rejections += error.code == AppRejected.code
+            else:
+                problem, pause, rejections = None, PAUSE, 0
+                if found["installations"]:
+                    installations: list[dict[str, Any]] = found["installations"]
+                    return installations
+            if rejections >= REJECTIONS or time.monotonic() + pause > end:
+                break
+            time.sleep(pause)
     warn("the app is not installed yet" if problem is None else f"GitHub could not be asked: {problem}")
     return []
 
