@@ -226,10 +226,10 @@ def is_closed(url: str) -> bool:
 
 @pytest.mark.usefixtures("served", "browser")
 async def test_an_app_is_created_its_key_stored_in_the_named_file_and_its_installation_seen(
-    start: Callable[..., Run], person: Person, github: StandIn, tmp_path: Path
+    start: Callable[..., Run], person: Person, github: StandIn
 ) -> None:
     def go() -> Any:
-        key = tmp_path / "keys" / "acme.pem"
+        key = config.config_dir() / "keys" / "acme.pem"
         run = start("acme-bot", "--org", "acme", "--signer", f"file:{key}", "--json")
         verdict = person.go(run.opened())
         assert "acme-bot is created" in verdict.text

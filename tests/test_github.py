@@ -485,6 +485,9 @@ async def test_reading_the_fingerprint_alone_lets_the_key_go_too(world: World) -
         await signer.forgotten.wait()
 
 
+PAGES = "https://github.com/settings/apps, an organisation's: https://github.com/organizations/ORG/settings/apps"
+
+
 # -- what GitHub refuses -------------------------------------------------------------------------------------------
 
 
@@ -499,7 +502,7 @@ async def test_a_key_of_another_app_is_told_with_the_page_to_compare(world: Worl
         f"GitHub does not accept the key {name} for app {world.app.client_id}: A JSON web token could not be decoded",
         60.0,
     )
-    assert error.hint == "compare the fingerprint with the app's page: https://github.com/settings/apps"
+    assert error.hint == f"compare the fingerprint with the app's page: {PAGES}"
     assert len(world.github.requests) == 1
 
 
@@ -514,7 +517,7 @@ async def test_an_app_that_github_does_not_know_is_rejected_and_not_merely_absen
 
     assert isinstance(error, AppRejected)
     assert error.message == "GitHub knows no app 99999"
-    assert error.hint == "compare the id with the app's page: https://github.com/settings/apps"
+    assert error.hint == f"compare the id with the app's page: {PAGES}"
 
 
 @pytest.mark.parametrize(

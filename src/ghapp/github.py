@@ -44,7 +44,7 @@ from ghapp.errors import (
 )
 from ghapp.git_edge import GitEdge
 from ghapp.installation import ALL, Installation, InstallationId, Scope, permissions_of
-from ghapp.key_choice import Identity, Key, Verdicts, none_works
+from ghapp.key_choice import Identity, Key, Verdicts, none_works, pages
 from ghapp.network import Network, http_client, is_inherited, mend
 from ghapp.routing import App, Place
 from ghapp.wire import printable
@@ -377,7 +377,7 @@ class AppClient:
             except KeyUnavailable as error:
                 failures.append((key, error))
         if not self._fingerprint:
-            raise none_works(self._app.name, self._app.issuer, failures)
+            raise none_works(self._app.name, self._app.issuer, failures, host=self._app.host)
         return self._fingerprint
 
     async def _name(self, key: Key) -> str:
@@ -510,7 +510,7 @@ class AppClient:
             except (AppRejected, KeyUnavailable) as error:
                 failures.append((key, error))
         else:
-            raise none_works(self._app.name, self._app.issuer, failures)
+            raise none_works(self._app.name, self._app.issuer, failures, host=self._app.host)
         if answer.status not in accept or answer.message == _UNKNOWN_APP:
             raise self._refusal(answer)
         if answer.body is None and not answer.is_redirect:
@@ -641,8 +641,8 @@ class AppClient:
         if message.startswith(_TIME_MESSAGES):
             return _clock_rejected()
         if message == _UNKNOWN_APP:
-            page = f"the app's page: https://{self._app.host}/settings/apps"
-            return AppRejected(f"GitHub knows no app {self._app.issuer}", hint=f"compare the id with {page}")
+            hint = f"compare the id with the app's page: {pages(self._app.host)}"
+            return AppRejected(f"GitHub knows no app {self._app.issuer}", hint=hint)
         if status == httpx.codes.FORBIDDEN and "suspended" in message:
             return Suspended(
                 f"an installation of {self._app.name} is suspended",
@@ -661,7 +661,7 @@ class AppClient:
     def _key_rejected(self, key: Key, message: str) -> AppRejected:
         return AppRejected(
             f"GitHub does not accept the key {key.fingerprint} for app {self._app.issuer}: {message}",
-            hint=f"compare the fingerprint with the app's page: https://{self._app.host}/settings/apps",
+            hint=f"compare the fingerprint with the app's page: {pages(self._app.host)}",
         )
 
 

@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from ghapp import autostart, config, page
 from ghapp.cli.daemon_client import call, call_if_running
 from ghapp.cli.host import check_host
-from ghapp.cli.key_import import Stored, store_pem_in_file, store_pem_in_keyring
+from ghapp.cli.key_import import Stored, check_directory, store_pem_in_file, store_pem_in_keyring
 from ghapp.cli.output import counted, hint, json_option, print_json, say, say_error, typed, warn
 from ghapp.cli.token import parse_permissions
 from ghapp.errors import AppRejected, GhappError, KeyLost, KeyUnavailable, RateLimited, UsageError
@@ -68,6 +68,7 @@ class KeyPlace:
         path = Path(self.reference.removeprefix("file:"))
         if path.exists() or path.is_symlink():
             raise UsageError(f"{path} exists", hint=f"give another path: {typed(signer='file:PATH')}")
+        check_directory(path)
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with TemporaryFile(dir=path.parent):

@@ -19,7 +19,7 @@ from ghapp.cli.key_import import (
     store_pem_in_file,
     store_pem_in_keyring,
 )
-from ghapp.cli.output import Group, confirm, hint, json_option, print_json, print_table, say, warn
+from ghapp.cli.output import FIRST, Group, confirm, hint, json_option, print_json, print_table, say, say_no_app, warn
 from ghapp.errors import (
     AppRejected,
     ConfigError,
@@ -244,11 +244,14 @@ def list_keys(*, name: str | None, as_json: bool) -> None:
         )
         return
     if not entries:
-        say("no app is registered" if not found.apps else "there is no key")
-        hint("ghapp app add --help" if not found.apps else "ghapp key add --help")
+        if not found.apps:
+            say_no_app()
+            return
+        say("there is no key")
+        hint(f"ghapp key add FILE --app {name or found.apps[0].name}")
         return
     rows = [
-        (entry.app.name, entry.fingerprint or "unknown", entry.reference, "no" if entry.problem else "yes")
+        (entry.app.name, entry.fingerprint or "?", entry.reference, "no" if entry.problem else "yes")
         for entry in entries
     ]
     print_table(("APP", "FINGERPRINT", "SIGNER", "USABLE"), rows)
@@ -277,12 +280,14 @@ def verify(*, fingerprint: str | None, name: str | None, as_json: bool) -> int:
     if fingerprint is not None:
         entries = [_pick(entries, fingerprint)]
     if not entries:
-        raise ConfigError("there is no key to verify", hint="ghapp key add --help" if apps else "ghapp app add --help")
+        raise ConfigError(
+            "there is no key to verify", hint=f"ghapp key add FILE --app {apps[0].name}" if apps else FIRST
+        )
     verdicts = _with_removals([_judge(entry) for entry in _with_progress(entries, quiet=as_json)])
     if as_json:
         print_json([verdict.described() for verdict in verdicts])
     else:
-        rows = [(verdict.entry.app.name, verdict.entry.name, verdict.status) for verdict in verdicts]
+        rows = [(verdict.entry.app.name, verdict.entry.fingerprint or "?", verdict.status) for verdict in verdicts]
         print_table(("APP", "FINGERPRINT", "STATUS"), rows)
         for verdict in verdicts:
             if verdict.error is not None:
@@ -361,7 +366,8 @@ def remove(*, fingerprint: str, name: str | None, yes: bool, force: bool) -> Non
     """Remove a key of an app: from the keyring too, while a file stays.
 
     The beginning of a FINGERPRINT is enough. The last key that GitHub accepts
-    stays, unless --force is given.
+    stays, unless --force is given. It asks on a terminal; without one it goes
+    ahead.
 
     \b
     Example:
@@ -427,7 +433,7 @@ def _the_app(name: str | None) -> App:
         names = ", ".join(app.name for app in apps)
         raise UsageError(f"there are several apps: {names}", hint=f"--app {apps[0].name}")
     if not apps:
-        raise ConfigError("no app is registered", hint="ghapp app add --help")
+        raise ConfigError("no app is registered", hint=FIRST)
     return _chosen(apps, name)[0]
 
 

@@ -50,7 +50,9 @@ def typed(**changes: str | bool | None) -> str:
     For hints: no secret is on a command line, so it can be repeated; only stdin has to be given again. None takes an
     option out.
     """
-    ctx = click.get_current_context()
+    ctx = click.get_current_context(silent=True)
+    if ctx is None:
+        return "ghapp"  # a thread beside the command's, whose hints nobody reads
     params = {str(param.name): param for param in ctx.command.params}
     given = [name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
     words = ctx.command_path.split()
@@ -128,6 +130,16 @@ def hint(text: str) -> None:
 def warn(text: str) -> None:
     """Print ``ghapp: warning: …`` on stderr."""
     say(f"ghapp: warning: {text}")
+
+
+FIRST = "ghapp setup"
+"""What registers an app, for who has none."""
+
+
+def say_no_app() -> None:
+    """Say that there is nothing to list, and what changes that."""
+    say("no app is registered")
+    hint(FIRST)
 
 
 def confirm(question: str, *, yes: bool) -> None:

@@ -7,7 +7,7 @@ import click
 
 from ghapp import config
 from ghapp.cli.daemon_client import call
-from ghapp.cli.output import hint, json_option, print_json, print_table, printable, say, warn
+from ghapp.cli.output import hint, json_option, print_json, print_table, printable, say, say_no_app, warn
 from ghapp.errors import GhappError, NotInstalled
 
 
@@ -72,8 +72,7 @@ def _ask(installations: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], boo
 def _installations(owner: str | None) -> list[dict[str, Any]]:
     """Return where to look; says so where that is nowhere. Raises `NotInstalled` for an OWNER without the app."""
     if not config.load(config.config_file()).apps:
-        say("no app is registered")
-        hint("ghapp app add --help")
+        say_no_app()
         return []
     everywhere: list[dict[str, Any]] = call("installations")
     if owner is None:

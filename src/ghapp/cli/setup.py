@@ -26,6 +26,7 @@ from ghapp.cli.checks import git as git_checks
 from ghapp.cli.daemon_client import call, call_if_running
 from ghapp.cli.doctor import doctor
 from ghapp.cli.host import check_host
+from ghapp.cli.key_import import check_directory
 from ghapp.cli.output import hint, say, say_error, typed, warn
 from ghapp.cli.setup_git import configure
 from ghapp.cli.token import parse_permissions
@@ -129,7 +130,7 @@ class Bot:
     help="For the new app, beyond contents=write.",
 )
 @click.option("--no-browser", is_flag=True, help="Print addresses instead of opening them.")
-@click.option("--app-id", type=click.IntRange(min=1), metavar="N", help="Import this app, by its numeric ID.")
+@click.option("--app-id", type=app_commands.AppId(min=1), metavar="N", help="Import this app, by its numeric ID.")
 @click.option("--client-id", default="", metavar="ID", help="Import this app, by its client ID.")
 @click.option("--key", type=click.Path(), metavar="FILE", help="Its private key, as downloaded; - reads stdin.")
 @click.option("--delete-key-file", is_flag=True, help="Delete FILE once its key is stored.")
@@ -505,6 +506,8 @@ def _place(answers: Answers, stem: str, *, is_new: bool) -> KeyPlace:
         def read(text: str) -> KeyPlace:
             signer = "keyring" if text == "keyring" else f"file:{text.removeprefix('file:')}"
             chosen = app_create.key_place(signer, store)
+            if signer != "keyring":
+                check_directory(Path(signer.removeprefix("file:")).expanduser().absolute())
             if is_new and signer != "keyring":
                 chosen.check(answers.new_host)
             return chosen
