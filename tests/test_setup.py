@@ -457,7 +457,7 @@ async def test_a_new_app_is_created_in_the_browser_without_a_question_left(
     assert created.permissions.items() >= {"contents": "write", "workflows": "write"}.items()
     assert (home() / "kept.pem").read_bytes() == created.private_key_pem
     assert again.code == 0, again.err
-    assert "ghapp: hint: ghapp app create makes another" in again.err
+    assert "ghapp: hint: for another one: ghapp app create --org acme\n" in again.err
     assert len(github.apps) == 1
 
 

@@ -14,7 +14,16 @@ from click.core import ParameterSource
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_WHOLE = ("ID", "LEASE", "EXPIRES", "FINGERPRINT", "REPOSITORY", "SETTINGS")  # columns that people copy from
+_WHOLE = (
+    "ID",
+    "LEASE",
+    "EXPIRES",
+    "FINGERPRINT",
+    "KEYS",
+    "REPOSITORY",
+    "SETTINGS",
+    "SIGNER",
+)  # columns that people copy from
 _WIDEST = 10_000
 
 

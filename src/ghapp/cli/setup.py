@@ -347,7 +347,7 @@ def _take_registered(answers: Answers, registered: Sequence[App]) -> list[Bot]:
         names = _listed([bot.known.name for bot in bots])
         say(f"1. The app: {names} {'is' if len(bots) == 1 else 'are'} registered, and GitHub accepts {_whose(bots)}")
     if bots and answers.wants_new:
-        hint("ghapp app create makes another")
+        hint("for another one: ghapp app create" + (f" --org {answers.org}" if answers.org else ""))
     return bots
 
 
@@ -377,10 +377,11 @@ def _say_what_was_not_used(answers: Answers, bots: Sequence[Bot]) -> None:
         return
     if answers.delete_key_file and answers.key is not None and not os.path.lexists(answers.key):
         return  # an earlier run stored it, and deleted it as it was told
-    given = [answers.key] if answers.key is not None else []
+    used = answers.key if answers.key is not None else answers.signer
+    given = [] if answers.key is None else ["FILE" if problem else answers.key]
     name = apps[0].name if len(apps) == 1 else "NAME"
     names = _listed([app.name for app in apps])
-    warn(f"{given[0] if given else answers.signer} was not used: {names} had a key{problem}")
+    warn(f"{used} was not used: {names} {'has a key that works' if len(apps) == 1 else 'have keys that work'}{problem}")
     words = ["ghapp", "key", "add", *given, "--app", name, *(["--signer", answers.signer] if answers.signer else [])]
     hint(f"to add it: {shlex.join(words)}" + (" < FILE" if "-" in given else ""))
 
