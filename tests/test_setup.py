@@ -182,7 +182,7 @@ async def test_without_a_terminal_only_the_steps_that_are_left_need_answers(
     done = await ghapp.asked("setup")
     again = await ghapp.asked("setup", "--all")
     github.uninstall(next(iter(github.installations.values())))
-    left = await ghapp.asked("setup", "--wait", "1h")
+    left = await ghapp.asked("setup", "--wait", "1s")
 
     for refused in (asked, half, again, left):
         assert refused.code == 2, refused.err
@@ -500,6 +500,62 @@ async def test_a_dead_key_is_told_and_another_that_is_given_takes_its_place(
     assert told.err.endswith("ghapp: hint: then, to go on from here: ghapp setup --yes\n")
     assert done.code == 0, done.err
     assert old.read_bytes() != (home() / "kept.pem").read_bytes() == fresh
+
+
+@pytest.mark.usefixtures("served")
+async def test_a_key_for_an_app_that_has_one_is_not_used_without_a_word(
+    ghapp: Ghapp, app: App, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registered = register(app, tmp_path)
+    given = ("setup", "--yes", "--app-id", str(app.id), "--no-doctor", "--no-git", "--no-network")
+    fresh = tmp_path / "fresh one.pem"
+    fresh.touch(mode=0o600)
+    fresh.write_bytes(app.add_key())
+
+    same = await ghapp.asked(*given, "--key", key, "--delete-key-file")
+    gone = await ghapp.asked(*given, "--key", key, "--delete-key-file")
+    itself = await ghapp.asked(*given, "--key", registered, "--delete-key-file")
+    other = await ghapp.asked(*given, "--key", fresh, "--signer", f"file:{tmp_path}/kept.pem")
+    place = await ghapp.asked(*given, "--signer", f"file:{fresh}")
+    elsewhere = await ghapp.asked(*given, "--signer", f"file:{registered}")
+    keyring = await ghapp.asked(*given, "--signer", "keyring:SHA256:other")
+    wrong = await ghapp.asked(*given, "--key", tmp_path / "nothing.pem")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(fresh.read_bytes())))
+    piped = await ghapp.asked(*given, "--key", "-")
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    typed = await ghapp.asked(*given, "--key", "-")
+
+    for done in (same, gone, itself, other, place, elsewhere, keyring, wrong, piped, typed):
+        assert done.code == 0, done.err
+        assert len(config.load(config.config_file()).apps[0].keys) == 1
+    assert "   acme-bot has the key SHA256:" in same.err
+    assert not key.exists()
+    assert "was not used" not in same.err + gone.err + itself.err + elsewhere.err
+    assert registered.exists()
+    assert f"warning: {fresh} was not used: acme-bot has a key that works\n" in other.err
+    add = f"hint: to add it: ghapp key add '{fresh}' --app acme-bot --signer file:{tmp_path}/kept.pem\n"
+    assert add in other.err
+    assert f"hint: to add it: ghapp key add --app acme-bot --signer 'file:{fresh}'\n" in place.err
+    assert "keyring:SHA256:other was not used" in keyring.err
+    assert "was not used: acme-bot has a key that works; cannot read" in wrong.err
+    assert "hint: to add it: ghapp key add FILE --app acme-bot\n" in wrong.err
+    for done in (piped, typed):
+        assert "hint: to add it: ghapp key add - --app acme-bot < FILE\n" in done.err
+    (command,) = re.findall("to add it: ghapp (.*)", other.err)
+    added = await ghapp.asked(*shlex.split(command))
+    assert added.code == 0, added.err
+
+
+@pytest.mark.usefixtures("served")
+async def test_several_apps_are_named_in_a_sentence(ghapp: Ghapp, app: App, github: StandIn, tmp_path: Path) -> None:
+    register(app, tmp_path)
+    register(github.add_app("other-bot", PERMISSIONS), tmp_path)
+
+    done = await ghapp.asked("setup", "--yes", "--no-doctor", "--signer", f"file:{tmp_path}/none.pem")
+
+    assert "1. The app: acme-bot and other-bot are registered, and GitHub accepts a key of each\n" in done.err
+    assert "none.pem was not used: acme-bot and other-bot have keys that work; cannot open" in done.err
+    assert "hint: to add it: ghapp key add --app NAME --signer" in done.err
 
 
 @pytest.mark.usefixtures("served", "app")
