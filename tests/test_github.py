@@ -49,6 +49,7 @@ from ghapp.errors import (
 )
 from ghapp.github import MAX_BODY, AppClient, GitHub
 from ghapp.installation import ALL, Installation, InstallationId, Permissions, Repositories, Scope
+from ghapp.key_choice import pages
 from ghapp.network import Network, mend
 from ghapp.private_key import fingerprint, load_key
 from ghapp.routing import App, Place
@@ -485,6 +486,9 @@ async def test_reading_the_fingerprint_alone_lets_the_key_go_too(world: World) -
         await signer.forgotten.wait()
 
 
+PAGES = "https://github.com/settings/apps, an organisation's: https://github.com/organizations/ORG/settings/apps"
+
+
 # -- what GitHub refuses -------------------------------------------------------------------------------------------
 
 
@@ -499,7 +503,7 @@ async def test_a_key_of_another_app_is_told_with_the_page_to_compare(world: Worl
         f"GitHub does not accept the key {name} for app {world.app.client_id}: A JSON web token could not be decoded",
         60.0,
     )
-    assert error.hint == "compare the fingerprint with the app's page: https://github.com/settings/apps"
+    assert error.hint == f"compare the fingerprint with the app's page: {PAGES}"
     assert len(world.github.requests) == 1
 
 
@@ -514,7 +518,7 @@ async def test_an_app_that_github_does_not_know_is_rejected_and_not_merely_absen
 
     assert isinstance(error, AppRejected)
     assert error.message == "GitHub knows no app 99999"
-    assert error.hint == "compare the id with the app's page: https://github.com/settings/apps"
+    assert error.hint == f"compare the id with the app's page: {PAGES}"
 
 
 @pytest.mark.parametrize(
@@ -547,7 +551,7 @@ async def test_a_401_about_the_id_blames_the_id_and_not_the_key(world: World, me
 
     assert isinstance(error, AppRejected)
     assert error.message == f"GitHub knows no app {world.app.client_id}: {message}"
-    assert error.hint == "compare the id with the app's page: https://github.com/settings/apps"
+    assert error.hint == f"compare the id with the app's page: {pages('github.com')}"
 
 
 def refusal(message: str, status: int, **headers: str) -> dict[str, Any]:
@@ -1152,6 +1156,7 @@ async def test_a_proxy_that_refuses_is_told_with_its_status(world: World, status
 
     assert type(error) is ProxyFailed
     assert error.message == f"the proxy 127.0.0.1:{port} refused to connect to api.github.com (HTTP {status})"
+    assert error.inherited is (status == 407)  # a daemon started now may know the password; the rest is the proxy's
     assert "hush-hush" not in repr(error) + str(error) + error.hint
 
 

@@ -587,7 +587,7 @@ class Broker:
         for issuer in self._issuers:
             if issuer.app.api == lease.scope.api:
                 return issuer
-        raise ConfigError(f"no app on {lease.scope.api} is configured any more", hint="ghapp app add --help")
+        raise ConfigError(f"no app on {lease.scope.api} is configured any more", hint="ghapp setup")
 
     async def revoke_all(self) -> tuple[int, int]:
         """End every token at GitHub, in the time there is; return how many are dead, and how many may not be."""

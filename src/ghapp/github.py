@@ -44,7 +44,7 @@ from ghapp.errors import (
 )
 from ghapp.git_edge import GitEdge
 from ghapp.installation import ALL, Installation, InstallationId, Scope, permissions_of
-from ghapp.key_choice import Identity, Key, Verdicts, none_works
+from ghapp.key_choice import Identity, Key, Verdicts, none_works, pages
 from ghapp.network import Network, http_client, is_inherited, mend
 from ghapp.routing import App, Place
 from ghapp.wire import printable
@@ -251,7 +251,9 @@ class GitHub:
         except httpx.ProxyError as caught:
             status = re.match(r"\d{3}", str(caught))
             why = f"the proxy {proxy} refused to connect to {name}" + (f" (HTTP {status[0]})" if status else "")
-            error = self._blame_the_proxy(why)
+            # That it wants another password may be cured by whoever starts us next; what it thinks of a host is not.
+            stale = status is not None and int(status[0]) == httpx.codes.PROXY_AUTHENTICATION_REQUIRED
+            error = self._blame_the_proxy(why, stale=stale)
         except httpx.TimeoutException:
             error = NetworkFailed(f"{proxy or name} did not answer in time", hint=_CHECK_NETWORK)
         except httpx.ConnectError as caught:
@@ -274,14 +276,14 @@ class GitHub:
                 return TlsFailed(f"no TLS connection to {self._host} ({cause.reason})", hint=_CHECK_NETWORK)
         if proxy:
             why = f"cannot connect to the proxy {proxy}, on the way to {self._host}"
-            return self._blame_the_proxy(why)
+            return self._blame_the_proxy(why, stale=True)
         if any("gaierror" in type(cause).__name__ for cause in chain):
             return NetworkFailed(f"cannot resolve {self._host}", hint=_CHECK_WAY)
         return NetworkFailed(f"cannot connect to {self._host}", hint=_CHECK_WAY)
 
-    def _blame_the_proxy(self, why: str) -> ProxyFailed:
+    def _blame_the_proxy(self, why: str, *, stale: bool) -> ProxyFailed:
         origin = self._network.proxy_origin
-        return ProxyFailed(why, hint=mend(origin), inherited=is_inherited(origin))
+        return ProxyFailed(why, hint=mend(origin), inherited=stale and is_inherited(origin))
 
 
 _FAILING = httpx.codes.INTERNAL_SERVER_ERROR
@@ -380,7 +382,7 @@ class AppClient:
             except KeyUnavailable as error:
                 failures.append((key, error))
         if not self._fingerprint:
-            raise none_works(self._app.name, self._app.issuer, failures)
+            raise none_works(self._app.name, self._app.issuer, failures, host=self._app.host)
         return self._fingerprint
 
     async def _name(self, key: Key) -> str:
@@ -513,7 +515,7 @@ class AppClient:
             except (AppRejected, KeyUnavailable) as error:
                 failures.append((key, error))
         else:
-            raise none_works(self._app.name, self._app.issuer, failures)
+            raise none_works(self._app.name, self._app.issuer, failures, host=self._app.host)
         if answer.status not in accept or answer.message == _UNKNOWN_APP:
             raise self._refusal(answer)
         if answer.body is None and not answer.is_redirect:
@@ -645,7 +647,7 @@ class AppClient:
         if message.startswith(_TIME_MESSAGES):
             return _clock_rejected()
         if message == _UNKNOWN_APP or message.startswith(_UNKNOWN_ISSUER):
-            page = f"the app's page: https://{self._app.host}/settings/apps"
+            page = f"the app's page: {pages(self._app.host)}"
             said = "" if message == _UNKNOWN_APP else f": {message}"
             return AppRejected(f"GitHub knows no app {self._app.issuer}{said}", hint=f"compare the id with {page}")
         if status == httpx.codes.FORBIDDEN and "suspended" in message:
@@ -673,7 +675,7 @@ class AppClient:
     def _key_rejected(self, key: Key, message: str) -> AppRejected:
         return AppRejected(
             f"GitHub does not accept the key {key.fingerprint} for app {self._app.issuer}: {message}",
-            hint=f"compare the fingerprint with the app's page: https://{self._app.host}/settings/apps",
+            hint=f"compare the fingerprint with the app's page: {pages(self._app.host)}",
         )
 
 

@@ -11,7 +11,7 @@ from ghapp import config
 from ghapp.cli import lent
 from ghapp.cli.daemon_client import call
 from ghapp.cli.host import check_host
-from ghapp.cli.output import Group, counted, hint, json_option, print_json, print_table, say
+from ghapp.cli.output import FIRST, Group, counted, hint, json_option, print_json, print_table, say
 from ghapp.cli.token import parse_permissions
 from ghapp.errors import ConfigError, GrantRefused, UsageError
 from ghapp.grant import DEFAULT_LIFE, MAX_LIFE, checked_name, patterns_of
@@ -119,7 +119,7 @@ def create(
     """
     refuse_contradiction(permissions, read_only=read_only)
     if not config.load(config.config_file()).apps:
-        raise ConfigError("no app is registered", hint="ghapp app add --help")
+        raise ConfigError("no app is registered", hint=FIRST)
     found = call(
         "grant_create",
         repositories=list(repositories),
