@@ -18,7 +18,7 @@ OTHER=180  # the product's unit tests again, on each further Python
 ALL=880    # everything together, setup included; what is slow gets what is left
 COVERAGE=95 # percent of lines and branches, by the unit tests alone
 
-PACKAGES='bash busybox chromium dash dbus debootstrap git git-lfs gnome-keyring groff-base man-db pipx procps python3-venv shellcheck strace systemd'
+PACKAGES='bash bubblewrap busybox chromium dash dbus debootstrap git git-lfs gnome-keyring groff-base man-db pipx procps python3-venv shellcheck strace systemd'
 
 usage() {
     sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p;}' "$0"
