@@ -18,7 +18,8 @@ OTHER=180  # the product's unit tests again, on each further Python
 ALL=880    # everything together, setup included; what is slow gets what is left
 COVERAGE=95 # percent of lines and branches, by the unit tests alone
 
-PACKAGES='bash bubblewrap busybox chromium dash dbus debootstrap git git-lfs gnome-keyring groff-base man-db pipx procps python3-venv shellcheck strace systemd'
+PACKAGES='bash bubblewrap busybox chromium dash dbus debootstrap gh git git-lfs gnome-keyring groff-base man-db openssh-client
+openssh-server pipx procps python3-venv shellcheck strace systemd'
 
 usage() {
     sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p;}' "$0"
@@ -52,6 +53,7 @@ install_packages() {
         apt-get update -qq &&
             DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends -o Dpkg::Use-Pty=0 $missing
     } >.cache/apt.log 2>&1 </dev/null || say "warning: apt-get failed; .cache/apt.log says why"
+    [ ! -x /usr/sbin/sshd ] || mkdir -p /run/sshd # which its service would make
 }
 mkdir -p .cache
 if [ -n "$system" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
@@ -66,11 +68,13 @@ theirs=${TMPDIR-}
 private_tmp
 make_venv .venv install/constraints-dev.txt
 bin=$checkout/.venv/bin
+
 # The wheels that the install tests install from, without a network.
-wheels=.cache/wheels
-pins=$("$bin/python" -I -c 'import hashlib, sys
+download_wheels() {
+    wheels=.cache/wheels
+    pins=$("$bin/python" -I -c 'import hashlib, sys
 print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())' install/constraints.txt)
-if [ "$(cat $wheels/made-of 2>/dev/null)" != "$pins" ]; then
+    [ "$(cat $wheels/made-of 2>/dev/null)" != "$pins" ] || return 0
     say "downloading the wheels that the install tests use"
     rm -rf $wheels
     if "$bin/python" -I -m pip download --quiet --require-hashes -r install/constraints.txt -d $wheels; then
@@ -78,17 +82,39 @@ if [ "$(cat $wheels/made-of 2>/dev/null)" != "$pins" ]; then
     else
         say "warning: no wheels; the install tests will be skipped"
     fi
-fi
+}
 
+tested=$(supported_version "$bin/python")
+# An environment for every other Python that is here: on PATH, or where pyenv keeps them. Their versions go to FILE.
+make_other_venvs() {
+    others=
+    for other in python3.11 python3.12 python3.13 python3.14 "${PYENV_ROOT:-${HOME-}/.pyenv}"/versions/*/bin/python3; do
+        other=$(command -v "$other") || continue
+        version=$(supported_version "$other") || continue
+        case " $tested $others " in *" $version "*) continue ;; esac
+        "$other" -I -c 'import ensurepip, venv' 2>/dev/null || continue
+        python=$other
+        if ! (make_venv ".cache/venv-$version" install/constraints-dev.txt); then
+            say "warning: nothing was tested with Python $version"
+            continue
+        fi
+        others="$others $version"
+        printf ' %s' "$version" >>"$1"
+    done
+}
+
+# What ran before shall be of use to what runs next: without their compiled files a process of ours takes twice as long.
+unset PYTHONDONTWRITEBYTECODE
 # Not for the tests: they bind sockets there, whose paths are better short.
 if [ -n "$theirs" ]; then TMPDIR=$theirs; else unset TMPDIR; fi
 if [ $# -gt 0 ]; then
+    download_wheels
     "$bin/python" -m pytest $slow "$@" && exit 0 || exit $?
 fi
 
 # The child gets our signals too: an interrupted pytest ends its daemons.
-child=
-trap '[ -z "$child" ] || { kill -INT "$child"; wait "$child"; } 2>/dev/null; rm -rf "$ours"' EXIT
+child='' beside=''
+trap '[ -z "$child$beside" ] || { kill -INT $child; kill $beside; wait $child $beside; } 2>/dev/null; rm -rf "$ours"' EXIT
 
 results=$ours/results reports=$ours/reports
 mkdir "$reports"
@@ -112,7 +138,7 @@ stage() {
     child=$!
     status=0
     wait "$child" || status=$?
-    child=
+    child=''
     used=$(($(date +%s) - start))
     case $status in
     0) verdict=ok ;;
@@ -124,6 +150,16 @@ stage() {
     printf '%-28s %-12s %4s s of %4s s\n' "$name" "$verdict" "$used" "$budget" >>"$results"
 }
 
+# While the first stage needs one core for mypy, the other gets ready what later ones need.
+others=$ours/others
+: >"$others"
+(
+    TMPDIR=$ours
+    export TMPDIR
+    download_wheels
+    make_other_venvs "$others"
+) >"$reports/beside.out" 2>&1 </dev/null &
+beside=$!
 # Each linter runs, also when one before it complained; mypy beside the others, for it takes longer than they all.
 # shellcheck disable=SC2016  # for the inner shell
 stage 'lint and types' "$LINT" sh -c 'status=0
@@ -136,40 +172,33 @@ wait "$!" || status=1
 echo "$ mypy"
 cat "$1/mypy.out"
 exit $status' "$bin" "$reports"
-stage 'unit tests' "$UNIT" "$bin/python" -m pytest -q -rs -n 2 \
+wait "$beside" || say "warning: what later stages need is not whole"
+beside=''
+cat "$reports/beside.out"
+others=$(cat "$others")
+# More workers than cores: many a test waits for a moment.
+stage 'unit tests' "$UNIT" "$bin/python" -m pytest -q -rs -n 3 \
     --cov --cov-report term "--cov-fail-under=$COVERAGE" --ignore tests/e2e --ignore tests/bench tests
-stage 'real git' "$E2E" "$bin/python" -m pytest -q -rs -n 2 --dist loadfile tests/e2e
+stage 'real git' "$E2E" "$bin/python" -m pytest -q -rs -n 4 --dist loadfile tests/e2e
 
-# Every other Python that is here: on PATH, or where pyenv keeps them.
-tested=$(supported_version "$bin/python") others=
-for other in python3.11 python3.12 python3.13 python3.14 "${PYENV_ROOT:-${HOME-}/.pyenv}"/versions/*/bin/python3; do
-    other=$(command -v "$other") || continue
-    version=$(supported_version "$other") || continue
-    case " $tested $others " in *" $version "*) continue ;; esac
-    "$other" -I -c 'import ensurepip, venv' 2>/dev/null || continue
-    python=$other
-    if ! (make_venv ".cache/venv-$version" install/constraints-dev.txt); then
-        say "warning: nothing was tested with Python $version"
-        continue
-    fi
-    others="$others $version"
-done
-# Side by side, each in one process: from 3.12 on a process with threads, such as a worker, must not fork.
+# Side by side, in processes of their own: from 3.12 on a process with threads, such as a worker, must not fork.
 # shellcheck disable=SC2016,SC2086  # for the inner shell; a word each
 [ -z "$others" ] || stage "unit tests, Python$others" "$OTHER" sh -c 'pids= status=0
 # Who is started with & ignores the interrupt that ends a stage.
 trap "kill \$pids 2>/dev/null; exit 130" INT TERM
 for version; do
-    ".cache/venv-$version/bin/python" -m pytest -q -rs --junit-xml "$0/$version.xml" \
-        --ignore tests/e2e --ignore tests/bench --ignore-glob "tests/test_standin*" --ignore tests/test_scripts.py \
-        tests >"$0/$version.out" 2>&1 &
-    pids="$pids $!"
+    for part in 1 2; do
+        ".cache/venv-$version/bin/python" -m pytest -q -rs --junit-xml "$0/$version.$part.xml" --part "$part/2" \
+            --ignore tests/e2e --ignore tests/bench --ignore-glob "tests/test_standin*" --ignore tests/test_scripts.py \
+            tests >"$0/$version.$part.out" 2>&1 &
+        pids="$pids $!"
+    done
 done
 for pid in $pids; do wait "$pid" || status=1; done
 exit $status' "$reports" $others
 for version in $others; do
     printf 'Python %s:\n' "$version"
-    cat "$reports/$version.out"
+    cat "$reports/$version".*.out
 done
 tested="$tested$others"
 

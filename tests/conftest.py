@@ -1,6 +1,7 @@
 """Options and fixtures of all suites."""
 
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,16 @@ DESCRIPTION = ROOT.parent / "shared" / "reference" / "github-apps-openapi.json"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--part", metavar="N/M", help="only the N-th of M parts of the files, for runs side by side")
     parser.addoption("--slow", action="store_true", help="also run what takes minutes or hundreds of megabytes")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    part = config.getoption("--part")
+    if part is None or not collection_path.name.startswith("test_"):
+        return None
+    number, of = (int(word) for word in part.split("/"))
+    return True if zlib.crc32(collection_path.name.encode()) % of != number - 1 else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,21 +1,27 @@
 """`ghapp doctor` in this process: what each check says; whole set-ups are in e2e/test_doctor.py."""
 
 import asyncio
+import json
 import os
 import re
+import shutil
 import stat
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from command_line import Ghapp, register
 from fakes_process import closed_port, end_daemon, running
-from standin.model import App
+from standin.model import App, Installation
 from standin.server import StandIn
 
-from ghapp import config, paths, service
+from ghapp import config, gitconfig, paths, service
 from ghapp.cli.checks import FAIL, OK, SKIP, WARN, Check, Ground, git, github, here, local
+from ghapp.cli.daemon_client import call
+from ghapp.errors import NetworkFailed
 from ghapp.routing import App as RoutedApp
 
 
@@ -413,6 +419,8 @@ async def test_a_repository_is_listed_by_git_itself(
     (check,) = await looked(git.check_repository, ground)
     assert check.message == "git ls-remote: exit 3"
 
+    assert (check.hint, check.safe) == ("ghapp setup-git", True)
+
     program(tmp_path, "git", "exit 0")
     (check,) = await looked(git.check_repository, ground)
     assert (check.status, check.hint) == (WARN, "ghapp setup-git --proactive")
@@ -426,6 +434,158 @@ async def test_a_repository_is_listed_by_git_itself(
     ground.env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
     (check,) = await looked(git.check_repository, ground)
     assert "did not end within" in check.message
+
+
+NO_USERNAME = "fatal: could not read Username for 'https://github.com': terminal prompts disabled"
+NOT_FOUND = "remote: Repository not found.\nfatal: repository 'https://github.com/acme/rocket/' not found"
+
+
+def git_that_says(directory: Path, text: str, *, asks_for: str = "") -> None:
+    """Put a git there that fails at `ls-remote` with `text`, and is git otherwise; it asks ghapp before."""
+    real = shutil.which("git")
+    ask = f"HOME={os.environ['HOME']} ghapp token {asks_for} >/dev/null" if asks_for else ":"
+    (directory / "said").write_text(text + "\n")
+    failing = f'if [ "$1" = ls-remote ]; then {ask}; cat {directory / "said"} >&2; exit 128; fi'
+    program(directory, "git", f'{failing}\nexec {real} "$@"')
+
+
+async def test_what_keeps_git_from_a_repository_is_told_with_what_mends_that(
+    served: App, github: StandIn, tmp_path: Path
+) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    installation = next(iter(github.installations.values()))
+
+    async def judged(text: str, name: str = "acme/rocket", *, asks_for: str = "", config: str = "") -> Check:
+        git_that_says(tools, text, asks_for=asks_for)
+        (tmp_path / ".gitconfig").write_text(config)
+        ground = await on_solid_ground()
+        await looked(github_apps, ground)
+        ground.repository = ("github.com", name)
+        path = f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        ground.env = {**ground.env, "PATH": path, "HOME": str(tmp_path), "HTTPS_PROXY": "", "https_proxy": "http://p:1"}
+        ground.cwd = tmp_path
+        (check,) = await looked(git.check_repository, ground)
+        assert check.status == FAIL
+        return check
+
+    elsewhere = await judged(NO_USERNAME, "globex/press")
+    assert elsewhere.message == "git ls-remote: no app of yours is installed on globex (E24)"
+    assert elsewhere.hint == f"install it: https://github.com/apps/{served.slug}/installations/new"
+
+    unasked = await judged(NO_USERNAME)
+    assert unasked.message == f"git ls-remote: git got no credential of ghapp's: {NO_USERNAME}"
+    assert (unasked.hint, unasked.safe) == ("ghapp setup-git", True)
+
+    sshed = await judged("Permission denied", config='[url "git@github.com:"]\n\tinsteadOf = https://github.com/\n')
+    assert sshed.hint == "git config --global --unset-all url.git@github.com:.insteadof"
+
+    hidden = await judged(NOT_FOUND, asks_for="acme/rocket")
+    assert "not found" in hidden.message
+    assert hidden.hint == f"select the repository at {github_page(installation)}"
+
+    words = "fatal: unable to access 'https://github.com/acme/rocket/': Could not resolve proxy: p"
+    assert (await judged(words)).hint == "mend https_proxy in this shell"
+    cut_off = await judged(words, config="[http]\n\tproxy = http://p:1\n")
+    assert (cut_off.message, cut_off.hint) == (f"git ls-remote: {words}", "git config --global --unset-all http.proxy")
+    refused = words.replace("Could not resolve proxy: p", "The requested URL returned error: 403")
+    assert (await judged(refused, asks_for="acme/rocket")).hint == hidden.hint
+
+    served.remove_key(served.private_key_pem)
+    dead = await judged(NO_USERNAME)
+    assert "E22" in dead.message
+
+
+def github_page(installation: Installation) -> str:
+    return f"https://github.com/organizations/acme/settings/installations/{installation.id}"
+
+
+async def test_a_network_that_is_down_is_one_failure_and_what_needs_it_is_skipped(
+    ghapp: Ghapp,
+    served: App,
+    tmp_path: Path,
+) -> None:
+    config.add_key(config.config_file(), served.slug, f"file:{tmp_path / 'acme-bot.pem'}.new")
+    register(served, tmp_path, name="same-host")
+    port = closed_port()
+    with config.config_file().open("a") as file:
+        file.write(f'[network]\nproxy = "http://127.0.0.1:{port}"\n')
+    await asyncio.to_thread(call, "reload")
+
+    done = await ghapp.asked("doctor", "acme/rocket", "--json")
+
+    found = {check["name"]: check for check in json.loads(done.out)["checks"]}
+    assert done.code == 1
+    assert {name: check["message"] for name, check in found.items() if check["status"] == "fail"} == {
+        "network": f"cannot connect to the proxy 127.0.0.1:{port}, on the way to api.github.com (E16)"
+    }
+    assert found["network"]["hint"] == (
+        f"mend proxy below [network] in {config.config_file()}, then: ghapp daemon restart"
+    )
+    for name in ("key {}", "installations {}", "rate-limit {}", "clock", "helpers", "repository acme/rocket"):
+        for app in (served.slug, "same-host"):
+            check = found[name.format(app)]
+            assert (check["status"], check["message"]) == ("skip", "GitHub was not reached"), check
+
+
+async def test_one_host_of_two_that_is_down_leaves_the_other_its_checks(
+    ghapp: Ghapp,
+    served: App,
+    tmp_path: Path,
+) -> None:
+    register(served, tmp_path, name="ghe", host="ghe.invalid", api_url="https://ghe.invalid/api/v3")
+    await asyncio.to_thread(call, "reload")
+
+    done = await ghapp.asked("doctor", "--json")
+
+    found = {check["name"]: check for check in json.loads(done.out)["checks"]}
+    assert "ghe.invalid" in found["network"]["message"]
+    assert (found["network"]["status"], found["key ghe"]["status"]) == ("fail", "skip")
+    assert (found[f"key {served.slug}"]["status"], found["clock"]["status"]) == ("ok", "ok")
+
+
+@pytest.mark.parametrize(
+    ("daemons", "here_", "says"),
+    [
+        ({"proxy": "p:1", "proxy_origin": "HTTPS_PROXY"}, {"HTTPS_PROXY": "http://u:x@p:1/"}, ""),
+        ({"proxy": "p:1", "proxy_origin": "HTTPS_PROXY"}, {"HTTPS_PROXY": "p:1"}, ""),
+        ({"proxy": "p:1", "proxy_origin": "HTTPS_PROXY"}, {"HTTPS_PROXY": "http://p:2"}, "HTTPS_PROXY is another"),
+        ({"proxy": "p:1", "proxy_origin": "https_proxy"}, {}, "https_proxy is set where the daemon was started"),
+        ({}, {"https_proxy": "http://p:1"}, "https_proxy is not set where"),
+        ({"proxy": "p:1", "proxy_origin": "network.proxy"}, {"HTTPS_PROXY": "http://p:2"}, ""),
+        ({"ca": "/a", "ca_origin": "SSL_CERT_FILE"}, {"SSL_CERT_FILE": "/b"}, "SSL_CERT_FILE is another"),
+    ],
+)
+def test_a_failing_network_is_mended_by_a_restart_where_the_daemons_environment_is_old(
+    daemons: dict[str, str], here_: dict[str, str], says: str
+) -> None:
+    nothing = {"proxy": "", "proxy_origin": "", "ca": "", "ca_origin": ""}
+    ground = Ground(here_, Path("/"), status={"network": nothing | daemons})
+    assert [check.status for check in local.check_proxy(ground)] == [WARN if says else OK]
+    ground.unreached = {"a": NetworkFailed("down", hint="up"), "b": NetworkFailed("down", hint="up")}
+
+    (check,) = local.check_proxy(ground)
+
+    assert check.message.startswith(f"down (E11); {says}" if says else "down (E11)")
+    assert (check.status, check.hint, check.safe) == (FAIL, "ghapp daemon restart" if says else "up", bool(says))
+
+
+def test_a_host_that_was_left_to_others_is_passed_over(tmp_path: Path) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    program(tools, "cargo", "exit 0")
+    env = {"HOME": str(tmp_path), "PATH": f"{tools}:{os.environ['PATH']}", "GIT_CONFIG_NOSYSTEM": "1"}
+    helper = tmp_path / "git-credential-ghapp"
+    program(tmp_path, helper.name, "exit 0")
+    text = gitconfig.render([], helper, all_owners_of=["github.com"], left_out=["ghe.example"])
+    (tmp_path / ".gitconfig").write_text(text)
+    ground = Ground(env, tmp_path, owners=[("github.com", "acme"), ("ghe.example", "globex")])
+    ground.config = config.Config(apps=(an_app(), replace(an_app(), host="ghe.example")))
+
+    found = {check.name: check for check in (*git.check_helpers(ground), *git.check_cargo(ground))}
+
+    assert (found["helpers acme"].status, found["cargo"].status) == (OK, OK)
+    assert found["helpers globex"] == Check("helpers globex", SKIP, "setup-git --host left ghe.example out")
 
 
 async def test_the_command_lists_sums_up_and_fails(ghapp: Ghapp, served: App) -> None:

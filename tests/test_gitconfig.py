@@ -1,5 +1,8 @@
 """git's configuration, judged by git: real files, real helpers, no stand-ins."""
 
+import asyncio
+import itertools
+import json
 import os
 import re
 import shutil
@@ -14,13 +17,15 @@ from pathlib import Path
 
 import pytest
 from command_line import Ghapp, register
-from fakes_process import running
+from fakes_process import closed_port, running
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from standin.model import App
 from standin.server import StandIn
 
 from ghapp import autostart, config, gitconfig, paths
+from ghapp.cli import installations
+from ghapp.cli.daemon_client import call
 from ghapp.errors import GitConfigFailed
 from ghapp.gitconfig import OWNED_HEAD, Change, Identity, Scope
 
@@ -1223,9 +1228,10 @@ async def test_the_identity_is_the_bot_user_and_not_the_app(served: App, ghapp: 
     assert owned.count("[includeIf ") == 3
     assert owned.count("[url ") == owned.count("[http ") == 2
 
-    again = await ghapp.asked("setup-git")
+    again = await ghapp.asked("setup-git", "--no-identity")
 
     assert f"removed {beside}" in again.err
+    assert "--identity was taken out; this puts it back: ghapp setup-git --identity\n" in again.err
     assert not beside.exists()
 
 
@@ -1276,7 +1282,374 @@ async def test_what_this_git_ignores_is_said(ghapp: Ghapp, tmp_path: Path, monke
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--identity", "--system"), ("--identity", "--local"), ("--undo", "--proactive"), ("--undo", "--all")],
+    [
+        ("--identity", "--system"),
+        ("--identity", "--local"),
+        ("--undo", "--proactive"),
+        ("--undo", "--no-identity"),
+        ("--undo", "--all"),
+        ("--undo", "--host", "github.com"),
+    ],
 )
 def test_options_that_contradict_each_other_are_wrong_usage(ghapp: Ghapp, arguments: tuple[str, ...]) -> None:
     assert ghapp("setup-git", *arguments).code == 2
+
+
+# What was chosen before
+
+
+FEATURES = {
+    "--identity": "[includeIf ",
+    "--rewrite-ssh": "[url ",
+    "--proactive": "[http ",
+    "--all": '"https://github.com"]',
+}
+
+
+def features(text: str) -> set[str]:
+    return {option for option, sign in FEATURES.items() if sign in text}
+
+
+@pytest.mark.parametrize(
+    "chosen", [options for count in range(5) for options in itertools.combinations(FEATURES, count)], ids=" ".join
+)
+async def test_what_was_chosen_stays_in_a_run_that_does_not_speak_of_it(
+    served: App,  # noqa: ARG001  # it serves
+    ghapp: Ghapp,
+    chosen: tuple[str, ...],
+) -> None:
+    owned = config.config_dir() / "gitconfig"
+    await ghapp.asked("setup-git", *chosen)
+    once = owned.read_text()
+    assert features(once) == set(chosen)
+
+    again = await ghapp.asked("setup-git")
+
+    assert (again.code, owned.read_text()) == (0, once)
+    assert "taken out" not in again.err
+    for option in sorted(FEATURES.keys() - set(chosen)):
+        assert (await ghapp.asked("setup-git", option)).code == 0
+        assert features(owned.read_text()) == {*chosen, option}
+        away = await ghapp.asked("setup-git", option.replace("--", "--no-"))
+        assert f"{option} was taken out; this puts it back: ghapp setup-git {option}\n" in away.err
+        assert owned.read_text() == once
+
+
+@pytest.mark.parametrize("odd", ["plain/bin", 'with space\'s/"bin"', "back\\slash/#;$bin"])
+def test_what_was_rendered_is_read_back(odd: str) -> None:
+    helper = Path("/home/me") / odd / gitconfig.HELPER
+    owners = (("ghe.example:8443", "globex"), ("github.com", "Acme"), ("github.com", "a.b_c"))
+    files = {owners[1]: Path("/home/me") / odd / "gitconfig-x"}
+
+    found = gitconfig.read_back(
+        gitconfig.render(
+            reversed(owners),
+            helper,
+            all_owners_of=["ghe.example:8443"],
+            identities=files,
+            proactive=True,
+            rewrite_ssh=True,
+            left_out=["a.example", "b.example"],
+        )
+    )
+
+    assert found == gitconfig.Written(
+        helper=str(helper),
+        hosts=frozenset({"ghe.example:8443"}),
+        owners=owners,
+        identities=files,
+        identity=True,
+        proactive=True,
+        rewrite_ssh=True,
+        left_out=frozenset({"a.example", "b.example"}),
+    )
+    assert gitconfig.read_back("") == gitconfig.Written()
+    assert gitconfig.read_back("[user]\n\tname = Me\n[alias]\n") == gitconfig.Written()
+
+
+async def test_a_dry_run_tells_what_would_go(
+    served: App,  # noqa: ARG001  # it serves
+    ghapp: Ghapp,
+) -> None:
+    await ghapp.asked("setup-git", "--all", "--proactive")
+
+    done = await ghapp.asked("setup-git", "--no-all", "--no-proactive", "--dry-run")
+
+    assert "--all, --proactive would be taken out; this puts it back: ghapp setup-git --all --proactive\n" in done.err
+    assert features((config.config_dir() / "gitconfig").read_text()) == {"--all", "--proactive"}
+
+
+async def test_an_identity_that_was_wanted_comes_as_soon_as_it_can(served: App, ghapp: Ghapp, github: StandIn) -> None:
+    owned = config.config_dir() / "gitconfig"
+    (installation,) = [entry for entry in github.installations.values() if entry.account.login == "acme"]
+    assert served.slug == "acme-bot"
+    github.suspend(installation)
+    await ghapp.asked("setup-git", "--identity")
+    assert "[includeIf " not in owned.read_text()
+
+    github.unsuspend(installation)
+    await ghapp.asked("setup-git")
+    once = owned.read_text()
+    assert "[includeIf " in once
+
+    github.suspend(installation)
+    await ghapp.asked("setup-git")
+    assert owned.read_text() == once
+    assert (config.config_dir() / "gitconfig-github.com-acme-bot").exists()
+
+
+async def test_a_repository_keeps_what_was_chosen_for_it(
+    served: App,  # noqa: ARG001  # it serves
+    ghapp: Ghapp,
+    home: Home,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "repo").mkdir()
+    home.git("init", "-q", str(tmp_path / "repo"))
+    monkeypatch.chdir(tmp_path / "repo")
+    await ghapp.asked("setup-git", "--local", "--all", "--rewrite-ssh")
+    once = (tmp_path / "repo/.git/config").read_text()
+
+    await ghapp.asked("setup-git", "--local")
+
+    assert (tmp_path / "repo/.git/config").read_text() == once
+    assert "[url " in once
+    gone = await ghapp.asked("setup-git", "--local", "--no-rewrite-ssh")
+    assert "--rewrite-ssh was taken out; this puts it back: ghapp setup-git --local --rewrite-ssh\n" in gone.err
+
+
+async def test_a_host_that_was_left_out_stays_out_until_it_is_named(
+    served: App,  # noqa: ARG001  # it serves
+    ghapp: Ghapp,
+    tmp_path: Path,
+) -> None:
+    table = {"name": "ghe", "host": "ghe.example", "app_id": 9, "keys": [f"file:{tmp_path / 'acme-bot.pem'}"]}
+    config.put_app(config.config_file(), table)
+    owned = config.config_dir() / "gitconfig"
+
+    await ghapp.asked("setup-git", "--all", "--host", "github.com")
+    again = await ghapp.asked("setup-git")
+    back = "ghapp setup-git --host ghe.example --host github.com"
+    assert f"ghe.example stays left out, as chosen before; to have it: {back}\n" in again.err
+    assert "https://ghe.example" not in owned.read_text()
+
+    both = await ghapp.asked(*back.split()[1:])
+    assert "https://ghe.example is answered by ghapp\n" in both.err
+    assert "leaveOut" not in owned.read_text()
+
+    one = await ghapp.asked("setup-git", "--host", "github.com")
+    assert f"ghe.example was taken out; this puts it back: {back}\n" in one.err
+
+
+# An app that cannot be asked
+
+
+def kill_key(github: StandIn, slug: str) -> None:
+    (app,) = [app for app in github.apps.values() if app.slug == slug]
+    app.remove_key(app.private_key_pem)
+
+
+@pytest.mark.parametrize("options", [(), ("--identity", "--proactive"), ("--all", "--rewrite-ssh")], ids=" ".join)
+async def test_owners_of_an_app_that_cannot_be_asked_stay_as_they_are_and_the_others_are_mended(
+    served: App, ghapp: Ghapp, github: StandIn, options: tuple[str, ...]
+) -> None:
+    owned = config.config_dir() / "gitconfig"
+    github.unsuspend(next(entry for entry in github.installations.values() if entry.account.login == "globex"))
+    assert (await ghapp.asked("setup-git", *options)).code == 0
+    once = owned.read_text()
+    kill_key(github, "globex-bot")
+    github.install(served, "Initech")
+
+    done = await ghapp.asked("setup-git")
+
+    assert done.code == 1
+    assert "ghapp: warning: globex-bot could not be asked where it is installed, what was written for it" in done.err
+    assert re.search("hint: .* with the app's page: https://github.com/settings/apps\n$", done.err)
+    assert "taken out" not in done.err
+    assert not set(once.splitlines()) - set(owned.read_text().splitlines())
+    assert "Initech" in owned.read_text()
+    for file in gitconfig.read_back(once).identities.values():
+        assert file.is_file()
+
+    kill_key(github, "acme-bot")
+    with (Path.home() / ".gitconfig").open("a") as mine:
+        mine.write('[credential "https://github.com"]\n\thelper = store\n')
+    before = owned.read_text()
+    assert (await ghapp.asked("setup-git")).code == 1
+    assert owned.read_text() == before
+    assert (Path.home() / ".gitconfig").read_text().endswith("# ghapp setup-git\n")
+
+
+async def test_an_owner_of_another_host_or_of_nobodys_app_does_not_stay(
+    served: App,  # noqa: ARG001  # it serves
+    ghapp: Ghapp,
+    github: StandIn,
+) -> None:
+    """What is taken out is what no app that cannot be asked may answer for."""
+    table = next(app for app in config.load(config.config_file()).apps if app.name == "globex-bot")
+    new = {"name": table.name, "app_id": table.app_id, "keys": list(table.keys), "owners": ["globex"]}
+    config.put_app(config.config_file(), new)
+    await ghapp.asked("setup-git")
+    kill_key(github, "globex-bot")
+    github.uninstall(next(entry for entry in github.installations.values() if entry.account.login == "acme"))
+    await ghapp.asked("setup-git")
+
+    owned = (config.config_dir() / "gitconfig").read_text()
+
+    assert "https://github.com/globex" in owned
+    assert "https://github.com/acme" not in owned
+
+
+async def test_where_nothing_is_known_and_no_app_can_be_asked_that_is_the_error(
+    served: App,  # noqa: ARG001  # it serves
+    ghapp: Ghapp,
+    github: StandIn,
+) -> None:
+    kill_key(github, "globex-bot")
+    kill_key(github, "acme-bot")
+
+    done = await ghapp.asked("setup-git")
+
+    assert (done.code, done.err.count("ghapp: error: ")) == (1, 1)
+    assert "E22" in done.err
+    assert not (config.config_dir() / "gitconfig").exists()
+
+
+async def test_the_installations_of_the_apps_that_work_are_listed(
+    served: App,  # noqa: ARG001  # it serves
+    ghapp: Ghapp,
+    github: StandIn,
+) -> None:
+    kill_key(github, "globex-bot")
+
+    table = await ghapp.asked("installations")
+    machine = await ghapp.asked("installations", "--json")
+
+    assert (table.code, machine.code) == (1, 1)
+    assert [entry["account"] for entry in json.loads(machine.out)] == ["acme"]
+    assert [line.split()[0] for line in table.out.splitlines()] == ["OWNER", "acme"]
+    assert table.err.startswith("ghapp: error: globex-bot: GitHub does not accept ")
+    assert "ghapp: hint: " in table.err
+
+    kill_key(github, "acme-bot")
+    nothing = await ghapp.asked("installations", "--json")
+    assert (nothing.code, nothing.out, nothing.err.count("ghapp: error: ")) == (1, "[]\n", 2)
+
+
+async def test_a_network_that_fails_all_apps_is_named_once(
+    served: App,  # noqa: ARG001  # it serves
+    ghapp: Ghapp,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    def counted(method: str, **params: object) -> object:
+        asked.append(f"{method} {' '.join(map(str, params.values()))}")
+        return call(method, **params)
+
+    monkeypatch.setattr(installations, "call", counted)
+    with config.config_file().open("a") as file:
+        file.write(f'[network]\nproxy = "http://127.0.0.1:{closed_port()}"\n')
+    await asyncio.to_thread(call, "reload")
+
+    done = await ghapp.asked("installations")
+
+    assert done.code == 1
+    assert done.err.startswith("ghapp: error: globex-bot, acme-bot: cannot connect to the proxy 127.0.0.1:")
+    assert done.err.count("ghapp: error: ") == 1
+    assert asked == ["status ", "installations globex-bot True"]  # the second would wait as long for the same
+
+
+async def test_a_locked_daemon_is_not_an_apps_fault(
+    served: App,  # noqa: ARG001  # it serves
+    ghapp: Ghapp,
+) -> None:
+    await ghapp.asked("lock")
+
+    done = await ghapp.asked("installations")
+
+    assert done.err == "ghapp: error: ghapp is locked (E42)\nghapp: hint: ghapp unlock\n"
+
+
+# What the daemon brings up to date
+
+
+@pytest.mark.parametrize("options", [(), ("--identity", "--proactive"), ("--all", "--rewrite-ssh")], ids=" ".join)
+async def test_an_owner_that_comes_or_goes_is_followed_with_what_was_chosen(
+    served: App, ghapp: Ghapp, github: StandIn, options: tuple[str, ...]
+) -> None:
+    owned = config.config_dir() / "gitconfig"
+    await ghapp.asked("setup-git", *options)
+    once = owned.read_text()
+    fresh = github.install(served, "Initech")
+
+    dry = await ghapp.asked("setup-git", "--dry-run")
+    assert owned.read_text() == once  # whoever only looks at what would be changed changes nothing
+    assert "+++" in dry.out
+    await ghapp.asked("installations")
+
+    followed = owned.read_text()
+    assert "Initech" in followed
+    await ghapp.asked("setup-git")
+    assert owned.read_text() == followed
+    github.uninstall(fresh)
+    await asyncio.to_thread(call, "installations")
+    assert owned.read_text() == once
+
+
+@pytest.mark.parametrize("options", [None, ("--all",)])
+async def test_where_nobody_chose_owners_nothing_is_followed(
+    served: App, ghapp: Ghapp, github: StandIn, options: tuple[str, ...] | None
+) -> None:
+    owned = config.config_dir() / "gitconfig"
+    if options is not None:
+        await ghapp.asked("setup-git", *options)
+    before = owned.read_bytes() if owned.exists() else None
+    github.install(served, "initech")
+
+    assert (await ghapp.asked("installations")).code == 0
+
+    assert (owned.read_bytes() if owned.exists() else None) == before
+
+
+async def test_nobody_goes_while_one_app_was_not_asked_yet(served: App, github: StandIn) -> None:
+    owned = config.config_dir() / "gitconfig"
+    owned.parent.mkdir(parents=True, exist_ok=True)
+    text = gitconfig.render([("github.com", "gone"), ("github.com", "globex")], Path("/h/git-credential-ghapp"))
+    owned.write_text(text)
+    assert served.slug == "acme-bot"
+
+    await asyncio.to_thread(call, "installations", app="acme-bot")
+    assert owned.read_text() == text
+    kill_key(github, "acme-bot")
+    await asyncio.to_thread(call, "installations", app="globex-bot")
+
+    assert [owner for _, owner in gitconfig.read_back(owned.read_text()).owners] == ["acme", "globex"]
+
+
+async def test_a_file_that_cannot_be_written_leaves_the_list_as_it_is(
+    served: App, ghapp: Ghapp, github: StandIn, caplog: pytest.LogCaptureFixture
+) -> None:
+    await ghapp.asked("setup-git")
+    github.install(served, "initech")
+    owned = config.config_dir() / "gitconfig"
+    owned.write_text(owned.read_text().replace("helper = /", "helper = /home/me/.cache/uv/archive-v0/x"))
+
+    assert (await ghapp.asked("installations")).code == 0
+
+    assert "git's owners stay as they are: " in caplog.text
+
+
+def test_a_host_that_was_left_out_is_not_followed(tmp_path: Path) -> None:
+    owned = tmp_path / "gitconfig"
+    text = gitconfig.render([("github.com", "acme")], Path("/h/git-credential-ghapp"), left_out=["ghe.example"])
+    owned.write_text(text)
+
+    assert not gitconfig.follow(owned, {"a": [("github.com", "Acme")], "b": [("ghe.example", "globex")]})
+    assert not gitconfig.follow(owned, {"a": [], "b": []})
+    assert owned.read_text() == text
+    owned.write_text(text.replace("# Written by", "# by hand, not"))
+    assert not gitconfig.follow(owned, {"a": [("github.com", "initech")]})
+    owned.write_text(gitconfig.render([], Path("/h/git-credential-ghapp"), all_owners_of=["github.com"]))
+    assert not gitconfig.follow(owned, {"a": [("github.com", "acme")], "b": [("ghe.example", "globex")]})

@@ -49,7 +49,7 @@ from ghapp.errors import (
 )
 from ghapp.github import MAX_BODY, AppClient, GitHub
 from ghapp.installation import ALL, Installation, InstallationId, Permissions, Repositories, Scope
-from ghapp.network import Network
+from ghapp.network import Network, mend
 from ghapp.private_key import fingerprint, load_key
 from ghapp.routing import App, Place
 from ghapp.signers.file import FileSigner
@@ -1111,7 +1111,7 @@ async def test_a_proxy_that_is_not_there_is_named(world: World) -> None:
     assert (type(error), error.message, error.hint) == (
         ProxyFailed,
         f"cannot connect to the proxy 127.0.0.1:{port}, on the way to api.github.com",
-        "mend HTTPS_PROXY, then: ghapp daemon restart",
+        mend("HTTPS_PROXY"),
     )
 
 

@@ -304,11 +304,13 @@ async def test_a_token_that_is_minted_while_its_grant_ends_is_ended_too() -> Non
     filling = asyncio.create_task(world.fill(grant))
     await soon(lambda: world.issuer.count("create_token") == 2)
 
-    await world.broker.close_grant(grant.key)
+    closing = asyncio.create_task(world.broker.close_grant(grant.key))
+    await asyncio.sleep(0)
     world.issuer.hold.set()
 
     with pytest.raises(GrantEnded):
         await filling
+    assert await closing == (1, 0)
     assert len(world.issuer.revoked) == 1
     assert len(world.broker.leases()) == 1
 

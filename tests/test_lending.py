@@ -378,10 +378,12 @@ async def test_while_something_is_lent_the_daemon_does_not_leave(ghapp: Ghapp, s
 
 
 @pytest.mark.usefixtures("served")
-async def test_a_daemon_that_is_stopped_revokes_what_grants_have(ghapp: Ghapp, github: StandIn) -> None:
+async def test_a_daemon_that_is_stopped_revokes_what_grants_have(
+    ghapp: Ghapp, directory: Path, github: StandIn
+) -> None:
     token = await password((await lend(ghapp, "acme/rocket", "--name", "rocket"))["socket"])
 
-    await ghapp.asked("daemon", "stop")
+    await asyncio.to_thread(talk, directory / "control.sock", b'{"jsonrpc": "2.0", "id": 1, "method": "stop"}\n')
 
     assert github.live_token(token) is None
 

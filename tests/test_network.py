@@ -8,8 +8,9 @@ import pytest
 import trustme
 import truststore
 
+from ghapp import config
 from ghapp.errors import ProxyFailed, TlsFailed
-from ghapp.network import Network, http_client, network_from, trust
+from ghapp.network import Network, http_client, mend, network_from, trust
 
 
 HOST = "api.github.com"
@@ -77,6 +78,14 @@ def test_the_proxy_is_named_without_its_password(proxy: str, name: str) -> None:
     assert "sec" not in repr(network)
 
 
+def test_a_hint_names_the_file_and_the_key() -> None:
+    file, then = config.config_file(), "then: ghapp daemon restart"
+
+    assert mend("network.proxy") == f"mend proxy below [network] in {file}, {then}"
+    assert mend("all_proxy") == f"mend all_proxy in this shell, or set proxy below [network] in {file}; {then}"
+    assert mend("SSL_CERT_DIR") == f"mend SSL_CERT_DIR in this shell, or set ca_file below [network] in {file}; {then}"
+
+
 @pytest.mark.parametrize(
     "proxy",
     ["socks5://p:1080", "ftp://p:1", "http://", "http://p:port", "http://p:1/path?x", "http://p\n:1", "http://[::1"],
@@ -86,7 +95,7 @@ async def test_a_proxy_that_cannot_be_used_is_named_by_its_origin(proxy: str) ->
         http_client(Network(proxy, "HTTPS_PROXY"), HOST)
 
     assert caught.value.message == "the proxy in HTTPS_PROXY is not http://HOST:PORT"
-    assert caught.value.hint == "mend HTTPS_PROXY, then: ghapp daemon restart"
+    assert caught.value.hint == mend("HTTPS_PROXY")
     async with http_client(Network(proxy, "HTTPS_PROXY", no_proxy="*"), HOST) as client:
         assert not client.trust_env
 
@@ -131,7 +140,7 @@ def test_a_ca_that_is_gone_is_named_by_its_origin(tmp_path: Path, key: str) -> N
         trust(network)
 
     assert caught.value.message == f"{tmp_path}/gone does not exist, which network.{key} names"
-    assert caught.value.hint == f"mend network.{key}, then: ghapp daemon restart"
+    assert caught.value.hint == f"mend {key} below [network] in {config.config_file()}, then: ghapp daemon restart"
 
 
 @pytest.mark.parametrize(
@@ -146,7 +155,7 @@ def test_a_ca_file_without_certificates_is_refused(tmp_path: Path, content: byte
 
     assert (caught.value.message, caught.value.hint) == (
         f"{path} holds no certificates",
-        "mend SSL_CERT_FILE, then: ghapp daemon restart",
+        mend("SSL_CERT_FILE"),
     )
 
 

@@ -49,7 +49,7 @@ log = logging.getLogger("ghapp.daemon")  # by name: run as a module, ours is __m
 
 GRACE = 2.0  # seconds for requests in flight when we are told to end
 START_LIMIT = 15.0  # seconds until we listen; the lock is waited for up to 10, and starters give up after 20
-RIM = ("ghapp.git_edge", "ghapp.github", "ghapp.keystore", "ghapp.network", "ghapp.signers")
+RIM = ("ghapp.git_edge", "ghapp.github", "ghapp.keystore", "ghapp.network", "ghapp.signers", "ghapp.gitconfig")
 # What libraries import at their first use. After an upgrade the files are another version's, or gone.
 BEHIND_THE_RIM = ("anyio._backends._asyncio", "certifi", "encodings.ascii", "encodings.idna", "httpcore")
 SIGNING_THREADS = 4  # a signer that hangs must not take the threads that name resolution needs
@@ -142,6 +142,7 @@ class Daemon:
         self._idle_timer: asyncio.TimerHandle | None = None
         self._githubs: dict[str, GitHub] = {}
         self._edges: dict[str, GitEdge] = {}
+        self._installed: dict[str, list[tuple[str, str]]] = {}
         self._former: list[GitHub | GitEdge] = []
         self._package = InstalledPackage(package)
         self._watchdog = Watchdog(self._is_busy, logs.descriptor)
@@ -552,15 +553,32 @@ class Daemon:
                     return f"install it: {page}/installations/new" if isinstance(page, str) else ""
         return ""
 
-    async def _installations(self) -> list[dict[str, object]]:
-        """Ask GitHub afresh; the list is what `setup-git` writes sections for."""
+    async def _installations(self, app: str = "", update: bool = True) -> list[dict[str, object]]:  # noqa: FBT001, FBT002  # as above
+        """Ask GitHub afresh, as one app or as each; with `update` git asks us for these owners from now on."""
         await self._wait_until_ready()
         found = []
-        for app in self._config.apps:
-            for installation in await self._issuer(app).list_installations():
-                if app.serves(app.host, installation.account):
-                    found += [{"app": app.name, "host": app.host} | _describe_installation(installation)]
+        for each in self._config.apps:
+            if app not in {"", each.name}:
+                continue
+            listed = await self._issuer(each).list_installations()
+            there = [installation for installation in listed if each.serves(each.host, installation.account)]
+            self._installed[each.name] = [(each.host, installation.account) for installation in there]
+            found += [{"app": each.name, "host": each.host} | _describe_installation(one) for one in there]
+        if update:
+            await self._follow_installations()
         return found
+
+    async def _follow_installations(self) -> None:
+        """Write the sections of owners that came, and take out those of owners that went, once every app was asked."""
+        names = {app.name for app in self._config.apps}
+        self._installed = {name: owners for name, owners in self._installed.items() if name in names}
+        if names <= self._installed.keys():
+            owned, installed = config.config_dir() / "gitconfig", dict(self._installed)
+            try:
+                if await asyncio.to_thread(self._rim["ghapp.gitconfig"].follow, owned, installed):
+                    log.info("git asks for other owners from now on")
+            except GhappError as error:
+                log.error("git's owners stay as they are: %s", error)  # noqa: TRY400  # as above
 
     async def _repos(self, app: str, owner: str, page: int = 1) -> dict[str, object]:
         """Return one page of the repositories that `app` reaches on `owner`: who asks can show how far it is."""

@@ -43,6 +43,7 @@ OWNED_HEAD = """\
 """
 
 _HOST = r"[a-z0-9.-]+(:[0-9]+)?"
+_NOTES = "ghapp"  # the section that is for us alone
 
 Edit = Callable[[bytes | None], bytes | None]
 """What becomes of a file's bytes; `None` is a file that does not exist."""
@@ -105,6 +106,31 @@ class Identity:
         return f"{OWNED_HEAD}\n[user]\n\tname = {self.login}\n\temail = {self.email}\n"
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What an earlier run wrote, read back: what was chosen then stays until somebody says otherwise."""
+
+    helper: str = ""
+    """The script that git runs."""
+    hosts: frozenset[str] = frozenset()
+    """Those with one section for all owners."""
+    owners: tuple[tuple[str, str], ...] = ()
+    """Host and login, as GitHub spells it, of each owner with a section of any kind."""
+    identities: Mapping[tuple[str, str], Path] = field(default_factory=dict)
+    """The identity's file by host and owner."""
+    identity: bool = False
+    """Also where no owner has one yet."""
+    proactive: bool = False
+    rewrite_ssh: bool = False
+    left_out: frozenset[str] = frozenset()
+    """Hosts that were registered, and that git was to ask others for."""
+
+    @property
+    def all_hosts(self) -> frozenset[str]:
+        """Every host that git asks us for in some way."""
+        return self.hosts | {host for host, _ in self.owners}
+
+
 # What we write
 
 
@@ -114,14 +140,17 @@ def render(
     *,
     all_owners_of: Iterable[str] = (),
     identities: Mapping[tuple[str, str], Path] | None = None,
+    with_identity: bool = False,
     proactive: bool = False,
     rewrite_ssh: bool = False,
+    left_out: Iterable[str] = (),
 ) -> str:
     """Render the file we own: a section for each (host, owner), one alone for a host in `all_owners_of`.
 
     `identities` (the files, by host and owner), `proactive` and `rewrite_ssh` are by owner even there: what git does
-    with the repositories of others is not ours to change. Equal arguments in any order give equal text. A helper that
-    will be gone tomorrow is refused.
+    with the repositories of others is not ours to change. `with_identity` (they are wanted, also where there is none)
+    and `left_out` are notes for `read_back`; git passes by them. Equal arguments in any order give equal text. A
+    helper that will be gone tomorrow is refused.
     """
     if is_throw_away(str(helper)):
         raise GitConfigFailed(f"{helper} lies in a throw-away cache", hint="uv tool install ghapp")
@@ -145,19 +174,82 @@ def render(
         "\tusername = x-access-token\n"
         for url in sorted(answered)
     ]
-    for (host, login), identity in sorted(spelled.items()):
-        over_ssh = (f"git@{host}:{login}/", f"ssh://git@{host}/{login}/")
-        if proactive:
-            sections.append(f'\n[http "https://{host}/{login}"]\n\tproactiveAuth = basic\n')
-        if rewrite_ssh:
-            lines = "".join(f"\tinsteadOf = {prefix}\n" for prefix in over_ssh)
-            sections.append(f'\n[url "https://{host}/{login}/"]\n{lines}')
-        if identity is not None:
-            # The condition sees the URL as it is written; one that keeps its ssh pushes as the person, not the bot.
-            for prefix in (f"https://{host}/{login}/", *(over_ssh if rewrite_ssh else ())):
-                condition = f"hasconfig:remote.*.url:{prefix}**"
-                sections.append(f'\n[includeIf "{condition}"]\n\tpath = {_quoted(str(identity))}\n')
+    for (host, login), file in sorted(spelled.items()):
+        sections += _by_owner(host, login, file, proactive=proactive, rewrite_ssh=rewrite_ssh)
+    notes = [f"\tleaveOut = {_checked('host', host, _HOST)}\n" for host in sorted(left_out)]
+    if with_identity and not identities:  # where there is one, its section tells
+        notes.append("\tidentity = true\n")
+    if notes:
+        sections.append("".join((f'\n[{_NOTES} "setup-git"]\n', *notes)))
     return OWNED_HEAD + "".join(sections)
+
+
+def _by_owner(host: str, login: str, identity: Path | None, *, proactive: bool, rewrite_ssh: bool) -> Iterator[str]:
+    over_ssh = (f"git@{host}:{login}/", f"ssh://git@{host}/{login}/")
+    if proactive:
+        yield f'\n[http "https://{host}/{login}"]\n\tproactiveAuth = basic\n'
+    if rewrite_ssh:
+        lines = "".join(f"\tinsteadOf = {prefix}\n" for prefix in over_ssh)
+        yield f'\n[url "https://{host}/{login}/"]\n{lines}'
+    if identity is not None:
+        # The condition sees the URL as it is written; one that keeps its ssh pushes as the person, not the bot.
+        for prefix in (f"https://{host}/{login}/", *(over_ssh if rewrite_ssh else ())):
+            condition = f"hasconfig:remote.*.url:{prefix}**"
+            yield f'\n[includeIf "{condition}"]\n\tpath = {_quoted(str(identity))}\n'
+
+
+def read_back(text: str) -> Written:
+    """Read what `render` wrote; what others added is passed by."""
+    values: dict[str, set[str]] = {}
+    spelled: dict[tuple[str, str], str] = {}
+    hosts: set[str] = set()
+    identities: dict[tuple[str, str], Path] = {}
+    for section, name, key, value in _lines_of(text):
+        if section == _NOTES:
+            values.setdefault(key, set()).add(value)
+            continue
+        host, owner = _host_and_owner(name)
+        if not host:
+            continue
+        if owner:
+            # In either spelling; capitals, which come from GitHub, sort first.
+            spelled[host, owner.lower()] = min(owner, spelled.get((host, owner.lower()), owner))
+        elif section == "credential":
+            hosts.add(host)
+        if section == "includeIf":
+            identities[host, owner.lower()] = Path(value)
+        if value:
+            values.setdefault(key, set()).add(value)
+    helper = min(values.get("helper", {""}))
+    return Written(
+        helper=re.sub(r"\\(.)", r"\1", helper),
+        hosts=frozenset(hosts),
+        owners=tuple(sorted((host, owner) for (host, _), owner in spelled.items())),
+        identities={(host, spelled[host, owner]): path for (host, owner), path in identities.items()},
+        identity=bool(identities) or "identity" in values,
+        proactive="proactiveAuth" in values,
+        rewrite_ssh="insteadOf" in values,
+        left_out=frozenset(values.get("leaveOut", ())),
+    )
+
+
+def _lines_of(text: str) -> Iterator[tuple[str, str, str, str]]:
+    """Yield section, its name, key and value of each line of a file that we wrote."""
+    section = name = ""
+    for line in text.splitlines():
+        if header := re.fullmatch(r'\[([A-Za-z]+) "([^"]+)"\]', line):
+            section, name = header[1], header[2]
+        elif section and (pair := re.fullmatch(r"\t([A-Za-z]+) = ?(.*)", line)):
+            value = pair[2]
+            if value.startswith('"'):
+                value = re.sub(r"\\(.)", r"\1", value[1:-1])
+            yield section, name, pair[1], value
+
+
+def _host_and_owner(name: str) -> tuple[str, str]:
+    """Return whom a section of ours is for, by its name; no owner where it is for all of a host, "" for neither."""
+    found = re.fullmatch(r"(?:hasconfig:remote\.\*\.url:)?https://([^/]+)(?:/([^/]+))?(?:/\**)?", name)
+    return (found[1], found[2] or "") if found else ("", "")
 
 
 def append_block(before: bytes | None, text: str) -> bytes:
@@ -331,8 +423,9 @@ def setup(
     env: Mapping[str, str],
     cwd: Path,
     identities: Iterable[Identity] = (),
+    keep: Iterable[Path] = (),
 ) -> list[Change]:
-    """Plan to put `text` (see `render`) to use, in the order to apply it.
+    """Plan to put `text` (see `render`) to use, in the order to apply it; `keep` are identities' files as they are.
 
     The system's file gets it inline: an include that others cannot read breaks every git command of theirs. A
     repository's too: the file we own is the user's, and what is set up here must not change what is set up there.
@@ -343,12 +436,58 @@ def setup(
         return [_edited(path, lambda before: append_block(before, text), new_mode=mode)]
     section = include(owned)
     wanted = {identity.path(owned): os.fsencode(identity.render()) for identity in identities}
+    needed = {*wanted, *keep}
     return [
         *(Change(file, _read(file), data) for file, data in sorted(wanted.items())),
         Change(owned, _read(owned), os.fsencode(text)),
         _edited(path, lambda before: append_block(before, section)),
-        *(Change(file, _read(file), None) for file in _beside(owned) if file not in wanted),
+        *(Change(file, _read(file), None) for file in _beside(owned) if file not in needed),
     ]
+
+
+def written(scope: Scope, owned: Path, *, env: Mapping[str, str], cwd: Path) -> Written:
+    """Return what stands there from an earlier run."""
+    if scope is Scope.GLOBAL:
+        data = _read(owned) or b""
+        return read_back(os.fsdecode(data) if data.startswith(OWNED_HEAD.encode()) else "")
+    lines = (_read(user_file(scope, env, cwd)) or b"").splitlines()
+    ours = [line.rstrip(b"\r\n").removesuffix(b" " + MARK) for line in lines if _is_ours(line)]
+    return read_back(os.fsdecode(b"\n".join(ours)))
+
+
+def follow(owned: Path, installed: Mapping[str, Iterable[tuple[str, str]]]) -> bool:
+    """Bring the owners in the file we own up to date, and tell whether they were not; nothing else changes in it.
+
+    `installed` are host and owner of every installation by app: of all apps, as whom it does not name is taken out.
+    Where nothing stands yet nothing is written, nor for a host that was left out, or that came after ``--all``. The
+    bot of a new owner is the one that the app has elsewhere; without one, the next ``setup-git`` asks for it.
+    """
+    before = written(Scope.GLOBAL, owned, env={}, cwd=owned.parent)
+    now = {
+        (host, owner.lower()): (host, owner)
+        for owners in installed.values()
+        for host, owner in owners
+        if host not in before.left_out and (host in before.hosts or not before.hosts)
+    }
+    known = {(host, owner.lower()) for host, owner in before.owners}
+    if not before.helper or not now or now.keys() == known:
+        return False
+    files = {(host, owner.lower()): file for (host, owner), file in before.identities.items()}
+    for owners in installed.values():
+        keys = [(host, owner.lower()) for host, owner in owners]
+        bot = next((files[key] for key in keys if key in files), None)
+        files |= {key: bot for key in keys if bot is not None and key not in files}
+    text = render(
+        now.values(),
+        Path(before.helper),
+        all_owners_of=before.hosts,
+        identities={owner: files[key] for key, owner in now.items() if key in files},
+        with_identity=before.identity,
+        proactive=before.proactive,
+        rewrite_ssh=before.rewrite_ssh,
+        left_out=before.left_out,
+    )
+    return write_owned(owned, text)
 
 
 def undo(

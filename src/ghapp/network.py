@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import httpx
 import truststore
 
+from ghapp import config
 from ghapp.errors import ProxyFailed, TlsFailed
 
 
@@ -60,7 +61,11 @@ def is_inherited(origin: str) -> bool:
 
 def mend(origin: str) -> str:
     """Return the hint for a setting that does not work: the daemon keeps the environment it was started in."""
-    return f"mend {origin}, then: ghapp daemon restart"
+    file = config.config_file()
+    if not is_inherited(origin):
+        return f"mend {origin.removeprefix(_CONFIGURED)} below [network] in {file}, then: ghapp daemon restart"
+    key = "proxy" if "proxy" in origin.lower() else "ca_file"
+    return f"mend {origin} in this shell, or set {key} below [network] in {file}; then: ghapp daemon restart"
 
 
 def network_from(environment: Mapping[str, str], configured: Mapping[str, str]) -> Network:

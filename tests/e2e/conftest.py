@@ -1,7 +1,9 @@
 """A machine with nothing on it but the installed commands, git, and a stand-in for GitHub behind a proxy."""
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ import pytest
 from standin.model import App
 from standin.server import StandIn
 
-from ghapp import process
+from ghapp import autostart, process
 
 
 BIN = Path(sys.executable).parent
@@ -101,7 +103,8 @@ class Machine:
         """Stop the daemon; a test that leaves one behind would disturb the next."""
         pid = self.daemon_pid()
         if pid is not None:
-            self.ghapp("daemon", "stop", "--keep-tokens", check=False)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
             assert process.wait_for_end(pid, 10)
 
 
@@ -130,5 +133,38 @@ def set_up(machine: Machine) -> None:
     app = github.add_app("acme-bot", PERMISSIONS)
     github.install(app, "acme", repositories=["rocket"])
     github.add_repository("acme/rocket", files={"README.md": "# Rocket\n"})
-    machine.add_app(app)
-    machine.ghapp("setup-git")
+    names = {str(machine.home): "@HOME@", str(app.id): "@ID@", app.client_id: "@CLIENT@"}
+    if not _WRITTEN:
+        machine.add_app(app)
+        machine.ghapp("setup-git")
+        machine.end()
+        _WRITTEN.update(_remember(machine.home, names))
+        return
+    autostart.make_runtime_dir(str(machine.sockets))
+    key = machine.home / f"{app.slug}.pem"
+    key.touch(mode=0o600)
+    key.write_bytes(app.private_key_pem)
+    for path, (mode, text) in _WRITTEN.items():
+        written = machine.home / path
+        written.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        written.touch()
+        written.chmod(mode)
+        for name, stands_for in names.items():
+            text = text.replace(stands_for, name)  # noqa: PLW2901  # step by step
+        written.write_text(text)
+
+
+_WRITTEN: dict[str, tuple[int, str]] = {}
+"""What the commands of `set_up` wrote the first time: to run them before every test would take minutes in all."""
+
+
+def _remember(home: Path, names: dict[str, str]) -> dict[str, tuple[int, str]]:
+    """Return mode and text of what lies in `home`, keys and logs left out, with signs for the names."""
+    found = {}
+    for path in home.rglob("*"):
+        if path.is_file() and path.suffix != ".pem" and ".local" not in path.parts:
+            text = path.read_text()
+            for name, stands_for in names.items():
+                text = text.replace(name, stands_for)
+            found[str(path.relative_to(home))] = (path.stat().st_mode & 0o777, text)
+    return found

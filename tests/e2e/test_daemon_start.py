@@ -16,6 +16,7 @@ def test_a_hundred_fills_at_once_without_a_daemon_are_answered_by_one_daemon_wit
     ready: Machine, rounds: int
 ) -> None:
     log = ready.home / ".local/state/ghapp/daemon.log"
+    ready.ghapp("daemon", "start")
     for _ in range(rounds):
         ready.ghapp("daemon", "stop")
         started, minted = log.read_text().count(" serves, pid "), len(ready.github.mints)

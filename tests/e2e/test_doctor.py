@@ -1,5 +1,6 @@
 """Broken set-ups: `doctor` names each, and its hint, run as it is printed, mends it."""
 
+import itertools
 import json
 import os
 import re
@@ -199,8 +200,8 @@ ROWS = [
     Row("the configuration is open", config_open, "config", "written by others"),
     Row("a socket is open", socket_open, "sockets", "mode 0666", "warn"),
     Row("the key's file is open", key_open, "key acme-bot", "can be read by others"),
-    Row("the daemon was started without the CA", daemon_elsewhere, "network", "SSL_CERT_FILE", "warn"),
-    Row("the daemon was started with another proxy", proxy_gone, "key acme-bot", "proxy 127.0.0.1:9"),
+    Row("the daemon was started without the CA", daemon_elsewhere, "network", "SSL_CERT_FILE"),
+    Row("the daemon was started with another proxy", proxy_gone, "network", "proxy 127.0.0.1:9"),
     Row("an ssh remote", ssh_remote, "remote origin", "by ssh", "warn"),
     Row("a password in a remote", token_remote, "remote origin", "password"),
     Row("insteadOf leads to ssh", ssh_instead, "url acme", "git@github.com:"),
@@ -277,3 +278,28 @@ def test_what_only_github_can_mend_has_its_page(ready: Machine) -> None:
     assert found["installation acme"]["status"] == "fail"
     assert found["installation acme"]["hint"].startswith("unsuspend it: https://github.com/")
     assert app.slug in found["installation acme"]["message"]
+
+
+FEATURES = ("--identity", "--rewrite-ssh", "--proactive", "--all")
+
+
+@pytest.mark.slow
+def test_what_was_chosen_stays_when_doctors_hints_are_run(ready: Machine) -> None:
+    owned = config_dir(ready) / "gitconfig"
+    cargo(ready)
+    for chosen in (options for count in range(5) for options in itertools.combinations(FEATURES, count)):
+        ready.ghapp("setup-git", "--undo")
+        ready.ghapp("setup-git", *chosen)
+        once = owned.read_text()
+        gh_set_up(ready)
+
+        found = diagnose(ready)
+        ready.run("sh", "-c", found["helpers acme"]["hint"])
+        assert owned.read_text() == once, chosen
+        assert diagnose(ready)["helpers acme"]["status"] == "ok"
+
+        if "--all" not in chosen:
+            ready.run("sh", "-c", found["cargo"]["hint"])
+            lines = [line for line in once.splitlines() if not line.startswith("[credential ")]
+            assert not set(lines) - set(owned.read_text().splitlines()), chosen
+        git_config(ready).unlink()

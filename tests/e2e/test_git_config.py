@@ -133,6 +133,8 @@ def test_commits_in_the_owners_repositories_are_the_bots_and_elsewhere_ones_own(
     ready.git("push", cwd=ready.work / "rocket")
 
     ready.ghapp("setup-git")
+    assert commit_as_configured(ready, ready.work / "rocket") == bot
+    ready.ghapp("setup-git", "--no-identity")
     assert commit_as_configured(ready, ready.work / "rocket") == "Me <me@example.com>"
 
     ready.ghapp("setup-git", "--identity")

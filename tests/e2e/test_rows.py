@@ -408,6 +408,7 @@ def test_offline_a_lease_in_its_last_minutes_is_served_at_once_after_one_try(
 def test_500_who_wait_for_a_mint_that_fails_cost_three_calls_and_each_hears_why(ready: Machine) -> None:
     github = ready.github
     github.faults.add(MINT, status=500, times=None)
+    ready.ghapp("daemon", "start")
 
     waiting = [connect(ready) for _ in range(500)]
     answers = [answer(connection) for connection in waiting]
@@ -428,6 +429,7 @@ def test_nobody_waits_while_a_token_is_renewed_ahead(ready: Machine, capsys: pyt
     """1,000 gets and more, one after another, from before the renewal is due until after it."""
     github = ready.github
     github.settings.token_lifetime = 602.0
+    ready.ghapp("daemon", "start")
     first = answer(connect(ready))["password"]
     github.settings.token_lifetime = 3600.0
     renewal = github.faults.add(MINT, delay=3.0, times=None)

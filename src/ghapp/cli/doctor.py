@@ -20,8 +20,9 @@ CHECKS: tuple[Callable[[Ground], Iterator[Check]], ...] = (
     local.check_service,
     local.check_runtime_directory,
     local.check_daemon,
-    github.check_apps,
+    github.ask,
     local.check_proxy,  # now that the daemon has imported everything, to ask with each key
+    github.check_apps,
     github.check_clock,
     git.check_helpers,
     git.check_other_ways,

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ghapp.config import Config
+from ghapp.errors import GhappError
 
 
 OK, WARN, FAIL, SKIP = "ok", "warn", "fail", "skip"
+NOT_REACHED = "GitHub was not reached"
+Answer = dict[str, Any] | GhappError
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,17 @@ class Ground:
     """The daemon's, once it answers."""
     owners: list[tuple[str, str]] = field(default_factory=list)
     """Host and owner of every installation that can be used."""
+    pages: dict[tuple[str, str], str] = field(default_factory=dict)
+    """Where each installation is changed, by host and owner in lower case."""
+    answers: dict[str, dict[str, Answer]] = field(default_factory=dict)
+    """What GitHub said to each key, by app and key, until that is told."""
+    unreached: dict[str, GhappError] = field(default_factory=dict)
+    """Why a host could not be reached."""
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether no host of any app was reached."""
+        return bool(self.unreached) and self.hosts <= self.unreached.keys()
 
     @property
     def hosts(self) -> set[str]:

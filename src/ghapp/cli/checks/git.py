@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from ghapp import helper_chain
-from ghapp.cli.checks import FAIL, OK, SKIP, WARN, Check, Ground, quoted
+from ghapp.cli.checks import FAIL, NOT_REACHED, OK, SKIP, WARN, Check, Ground, quoted
 from ghapp.cli.daemon_client import call
 from ghapp.errors import GhappError
 from ghapp.helper_chain import Entry, GitConfig
@@ -25,6 +25,8 @@ LACKS = (
 )
 LS_REMOTE_SECONDS = 60
 SETUP = "ghapp setup-git"
+# In curl's words, whatever they are; a status is GitHub's own answer.
+_OF_THE_NETWORK = re.compile(r"unable to access '[^']*': (?!The requested URL returned error)")
 
 
 def check_version(ground: Ground) -> Iterator[Check]:
@@ -62,15 +64,24 @@ def check_helpers(ground: Ground) -> Iterator[Check]:
         return
     yield Check("git-config", OK, f"{len(config.entries)} entries")
     if not ground.owners:
-        yield Check("helpers", SKIP, "no installation is known")
+        yield Check("helpers", SKIP, NOT_REACHED if ground.is_cut_off else "no installation is known")
         return
+    left_out = _left_out(config)
     for host, owner in ground.owners:
+        if host in left_out:
+            yield Check(f"helpers {owner}", SKIP, f"setup-git --host left {host} out")
+            continue
         yield _check_chain(f"https://{host}/{owner}/x.git", owner, config)
         below = f"https://{host}/{owner}/"
         for url in config.sections_below(below):  # a section of one repository, which the owner's name does not show
             yield _check_chain(url, f"{owner}/{url[len(below) :]}", config)
         yield from _check_detours(f"https://{host}/{owner}/x.git", owner, config)
     yield from _check_remotes(ground, config)
+
+
+def _left_out(config: GitConfig) -> set[str]:
+    """Return the hosts that a person chose to leave to others."""
+    return {entry.value for entry in config.entries if entry.key == "ghapp.setup-git.leaveout"}
 
 
 def _check_chain(url: str, owner: str, config: GitConfig) -> Check:
@@ -180,7 +191,8 @@ def check_cargo(ground: Ground) -> Iterator[Check]:
     except GhappError:
         return
     by_cli = ground.env.get("CARGO_NET_GIT_FETCH_WITH_CLI", "").lower() == "true" or _cargo_uses_git(ground)
-    whole = all(any(helper.is_ours for helper in config.helpers(f"https://{host}/")) for host in ground.hosts)
+    hosts = ground.hosts - _left_out(config)
+    whole = all(any(helper.is_ours for helper in config.helpers(f"https://{host}/")) for host in hosts)
     if by_cli:
         yield Check("cargo", OK, "fetches with git itself")
     elif whole:
@@ -208,11 +220,14 @@ def check_repository(ground: Ground) -> Iterator[Check]:
         yield Check("repository", SKIP, "name one to try it: ghapp doctor OWNER/REPO")
         return
     host, name = ground.repository
+    if host in ground.unreached:
+        yield Check(f"repository {name}", SKIP, NOT_REACHED)
+        return
     before = _answers()
     try:
         done = subprocess.run(  # noqa: S603  # git, and a URL of checked parts
             ("git", "ls-remote", "--heads", f"https://{host}/{name}"),  # noqa: S607  # as above
-            env={**ground.env, "GIT_TERMINAL_PROMPT": "0"},
+            env={**ground.env, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"},  # what git says is read
             cwd=ground.cwd,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -225,17 +240,53 @@ def check_repository(ground: Ground) -> Iterator[Check]:
         )
         yield Check(f"repository {name}", FAIL, f"git ls-remote {why}", "ghapp daemon restart")
         return
-    said = os.fsdecode(done.stderr).splitlines()
     if done.returncode != 0:
-        errors = [line.removeprefix("ghapp: error: ") for line in said if line.startswith("ghapp: error: ")]
-        hints = [line.removeprefix("ghapp: hint: ") for line in said if line.startswith("ghapp: hint: ")]
-        why = (errors or said or [f"exit {done.returncode}"])[0]
-        yield Check(f"repository {name}", FAIL, f"git ls-remote: {why}", hints[0] if hints else "ghapp installations")
+        said = os.fsdecode(done.stderr).splitlines() or [f"exit {done.returncode}"]
+        why, hint = _why_not(ground, said, was_asked=_answers() != before)
+        yield Check(f"repository {name}", FAIL, f"git ls-remote: {why}", hint, safe=hint == SETUP)
     elif _answers() == before:
         why = "git read it without asking ghapp: it is public, or somebody else's credential was used"
         yield Check(f"repository {name}", WARN, why, "ghapp setup-git --proactive")
     else:
         yield Check(f"repository {name}", OK, f"git ls-remote lists {len(done.stdout.splitlines())} branches")
+
+
+def _why_not(ground: Ground, said: list[str], *, was_asked: bool) -> tuple[str, str]:
+    """Return what kept git from listing the repository, and what mends that."""
+    host, name = ground.repository or ("", "")
+    owner = name.partition("/")[0]
+    errors = [line.removeprefix("ghapp: error: ") for line in said if line.startswith("ghapp: error: ")]
+    hints = [line.removeprefix("ghapp: hint: ") for line in said if line.startswith("ghapp: hint: ")]
+    if errors and hints:
+        return errors[0], hints[0]
+    why = next((line for line in (*errors, *said) if line.startswith("fatal: ")), (*errors, *said)[0])
+    url = f"https://{host}/{name}.git"
+    try:
+        config = helper_chain.read(ground.env, ground.cwd)
+    except GhappError:
+        config = GitConfig(())  # said already, by the check of it
+    if _OF_THE_NETWORK.search(why):
+        return why, _mend_network(config, url, ground)
+    page = ground.pages.get((host, owner.lower()))
+    if page is None:
+        try:
+            call("token", host=host, repositories=[name], read_only=True)
+        except GhappError as error:
+            return str(error), error.hint or "ghapp status"
+    if was_asked and page is not None:
+        return why, f"select the repository at {page}"
+    checks = [_check_chain(url, owner, config), *_check_detours(url, owner, config)]
+    hint = next((check.hint for check in checks if check.status == FAIL and check.hint != SETUP), SETUP)
+    return f"git got no credential of ghapp's: {why}" if "could not read" in why else why, hint
+
+
+def _mend_network(config: GitConfig, url: str, ground: Ground) -> str:
+    """Return what mends that git itself does not get through, though the daemon does."""
+    proxy = config.last("http", "proxy", url)
+    if proxy is not None and proxy.value:
+        return _take_out(proxy)
+    names = [name for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY") if ground.env.get(name)]
+    return f"mend {names[0]} in this shell" if names else f"curl -I {quoted(url)}"
 
 
 def _answers() -> tuple[int, int] | None:

@@ -1,11 +1,12 @@
 """What GitHub says: each key, the clock, the limits, each installation; asked now, never from memory."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ghapp.cli.checks import FAIL, OK, SKIP, WARN, Check, Ground
+from ghapp.cli.checks import FAIL, NOT_REACHED, OK, SKIP, WARN, Answer, Check, Ground
 from ghapp.cli.daemon_client import call
+from ghapp.cli.installations import UNREACHED
 from ghapp.errors import AppRejected, GhappError
 from ghapp.routing import App
 
@@ -14,29 +15,50 @@ CLOCK_LIMIT = 60.0  # seconds; GitHub's own tolerance for a JWT's times
 FEW = 0.1  # of the hourly requests
 
 
+def ask(ground: Ground) -> Iterator[Check]:
+    """Ask GitHub with each key of each app; says nothing of it: first comes whether GitHub was reached at all."""
+    ground.unreached = {}
+    for app in ground.config.apps if ground.status is not None else ():
+        ground.answers[app.name] = {reference: _ask(ground, app, reference) for reference in app.keys}
+    yield from ()
+
+
+def _ask(ground: Ground, app: App, reference: str) -> Answer:
+    if app.host in ground.unreached:
+        return ground.unreached[app.host]  # another key would wait as long for the same
+    try:
+        answer: dict[str, Any] = call(
+            "verify_app",
+            host=app.host,
+            api=app.api,
+            signer=reference,
+            client_id=app.client_id,
+            app_id=app.app_id,
+        )
+    except GhappError as error:
+        if error.code in UNREACHED:
+            ground.unreached[app.host] = error
+        return error
+    return answer
+
+
 def check_apps(ground: Ground) -> Iterator[Check]:
-    """Ask GitHub with each key of each app."""
+    """Tell what GitHub says to each key of each app."""
     if ground.status is None:
         yield Check("keys", SKIP, "no daemon to ask")
         return
+    if not ground.answers:
+        yield from ask(ground)
+    answers, ground.answers = ground.answers, {}
     for app in ground.config.apps:
-        yield from _check_app(ground, app)
+        if app.host in ground.unreached:
+            for what in ("key", "installations", "rate-limit"):
+                yield Check(f"{what} {app.name}", SKIP, NOT_REACHED)
+        else:
+            yield from _check_app(ground, app, answers[app.name])
 
 
-def _check_app(ground: Ground, app: App) -> Iterator[Check]:
-    answers: dict[str, dict[str, Any] | GhappError] = {}
-    for reference in app.keys:
-        try:
-            answers[reference] = call(
-                "verify_app",
-                host=app.host,
-                api=app.api,
-                signer=reference,
-                client_id=app.client_id,
-                app_id=app.app_id,
-            )
-        except GhappError as error:
-            answers[reference] = error
+def _check_app(ground: Ground, app: App, answers: Mapping[str, Answer]) -> Iterator[Check]:
     found = next((answer for answer in answers.values() if isinstance(answer, dict)), None)
     for reference, answer in answers.items():
         name = f"key {app.name}" if len(app.keys) == 1 else f"key {app.name} {reference}"
@@ -62,6 +84,7 @@ def _check_installations(ground: Ground, app: App, found: dict[str, Any]) -> Ite
         yield Check(f"installations {app.name}", FAIL, "the app is installed nowhere", f"install it: {page}")
     for entry in installations:
         name = f"installation {entry['account']}"
+        ground.pages[app.host, entry["account"].lower()] = entry["html_url"]
         granted = entry["permissions"]
         if entry["suspended"]:
             yield Check(name, FAIL, f"{app.name} is suspended there", f"unsuspend it: {entry['html_url']}")
@@ -87,7 +110,9 @@ def check_clock(ground: Ground) -> Iterator[Check]:
     if ground.status is not None:
         with contextlib.suppress(GhappError):
             offset = call("status")["clock_offset"]  # now that GitHub was asked
-    if offset is None:
+    if ground.is_cut_off:
+        yield Check("clock", SKIP, NOT_REACHED)
+    elif offset is None:
         yield Check("clock", SKIP, "GitHub did not tell its time")
     elif abs(offset) > CLOCK_LIMIT:
         side = "behind" if offset > 0 else "ahead of"

@@ -3,14 +3,18 @@
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from ghapp import autostart, config, paths, service
 from ghapp.cli.checks import FAIL, OK, SKIP, WARN, Check, Ground, quoted
 from ghapp.cli.daemon_client import call, call_if_running
 from ghapp.errors import GhappError
+
+
+RESTART = "ghapp daemon restart"
 
 
 def check_configuration(ground: Ground) -> Iterator[Check]:
@@ -61,14 +65,14 @@ def check_daemon(ground: Ground) -> Iterator[Check]:
         was_running = call_if_running("status") is not None
         ground.status = call("status")
     except GhappError as error:
-        hint = error.hint or "ghapp daemon restart"
-        yield Check("daemon", FAIL, str(error), hint, safe=hint == "ghapp daemon restart")
+        hint = error.hint or RESTART
+        yield Check("daemon", FAIL, str(error), hint, safe=hint == RESTART)
         return
     about = f"pid {ground.status['pid']}, version {ground.status['version']}"
     installed = version("ghapp")
     if ground.status["version"] != installed:
         why = f"{about} runs, and {installed} is installed"
-        yield Check("daemon", WARN, why, "ghapp daemon restart", safe=True)
+        yield Check("daemon", WARN, why, RESTART, safe=True)
         return
     yield Check("daemon", OK, f"{about}{'' if was_running else ', started now'}")
     problem = _problem_with_sockets()
@@ -83,9 +87,9 @@ def _problem_with_sockets() -> Check | None:
         try:
             status = os.lstat(path)
         except OSError as error:
-            return Check("sockets", FAIL, f"{path}: {error.strerror}", "ghapp daemon restart", safe=True)
+            return Check("sockets", FAIL, f"{path}: {error.strerror}", RESTART, safe=True)
         if not stat.S_ISSOCK(status.st_mode) or not autostart.listens(path):
-            return Check("sockets", FAIL, f"nobody listens at {path}", "ghapp daemon restart", safe=True)
+            return Check("sockets", FAIL, f"nobody listens at {path}", RESTART, safe=True)
         if status.st_mode & 0o077:
             mode = stat.S_IMODE(status.st_mode)
             return Check("sockets", WARN, f"{path} has mode {mode:04o}", f"chmod 600 {quoted(path)}", safe=True)
@@ -134,27 +138,37 @@ def check_state(ground: Ground) -> Iterator[Check]:  # noqa: ARG001  # as every 
 
 
 def check_proxy(ground: Ground) -> Iterator[Check]:
-    """Say where proxy and CA come from, and whether the daemon's are those of this shell."""
+    """Say whether GitHub is reached, by which proxy and CA, where these come from, and whether this shell has them."""
     network = (ground.status or {}).get("network")
     if network is None and ground.status is not None:  # a daemon that has just started had not imported it yet
         with contextlib.suppress(GhappError):
             network = call("status").get("network")
-    if network is None:
+    differs = "" if network is None else _differs(ground.env, network)
+    for error in {str(error): error for error in ground.unreached.values()}.values():
+        why = f"{error}; {differs}" if differs else str(error)
+        yield Check("network", FAIL, why, RESTART if differs else error.hint, safe=bool(differs))
+    if network is None and not ground.unreached:
         yield Check("network", SKIP, "no daemon to ask")
+    if network is None or ground.unreached:
         return
     proxy = f"proxy {network['proxy']} ({network['proxy_origin']})" if network["proxy"] else "no proxy"
     ca = f"CA {network['ca']} ({network['ca_origin']})" if network["ca"] else "the system's CAs"
-    inherited = {name: ground.env.get(name, "") for name in ("HTTPS_PROXY", "https_proxy", "SSL_CERT_FILE")}
-    origins = {network["proxy_origin"], network["ca_origin"]}
-    missing = [name for name in origins & inherited.keys() if not inherited[name]]
-    added = [
-        name
-        for name, what in (("HTTPS_PROXY", "proxy"), ("https_proxy", "proxy"), ("SSL_CERT_FILE", "ca"))
-        if inherited[name] and not network[what]
-    ]
-    if missing or added:
-        names = ", ".join(missing or added)
-        why = f"{proxy}, {ca}; {names} {'is' if missing else 'is not'} set where the daemon was started, unlike here"
-        yield Check("network", WARN, why, "ghapp daemon restart", safe=True)
-        return
-    yield Check("network", OK, f"{proxy}, {ca}")
+    if differs:
+        yield Check("network", WARN, f"{proxy}, {ca}; {differs}", RESTART, safe=True)
+    else:
+        yield Check("network", OK, f"{proxy}, {ca}")
+
+
+def _differs(env: Mapping[str, str], network: Mapping[str, str]) -> str:
+    """Say in what this shell's environment is another than the one that the daemon was started in, or ""."""
+    inherited = {name: env.get(name, "") for name in ("HTTPS_PROXY", "https_proxy", "SSL_CERT_FILE")}
+    for name, value in inherited.items():
+        what = "ca" if name == "SSL_CERT_FILE" else "proxy"
+        here = value if what == "ca" else urlsplit(value if "://" in value else f"http://{value}").netloc
+        if network[f"{what}_origin"] == name and not value:
+            return f"{name} is set where the daemon was started, unlike here"
+        if network[f"{what}_origin"] == name and here.rpartition("@")[2] != network[what]:
+            return f"{name} is another where the daemon was started"
+        if value and not network[what]:
+            return f"{name} is not set where the daemon was started, unlike here"
+    return ""
