@@ -424,6 +424,7 @@ def test_a_remote_host_has_what_was_lent_while_we_are_connected(able: Machine, s
         in_the_way = able.run("sh", "-c", again, input=there, check=False)
         able.run("sh", "-c", forget[0])
         done = able.run("sh", "-c", again, input=there, check=False)
+        trail = able.ghapp("log", "--grant", "build").stdout
     finally:
         if socket:
             Path(socket).unlink(missing_ok=True)
@@ -434,3 +435,4 @@ def test_a_remote_host_has_what_was_lent_while_we_are_connected(able: Machine, s
     assert in_the_way.returncode == 255
     assert "# rocket" in done.stdout, done.stderr
     assert "acme/probe is not in grant build" in done.stderr
+    assert re.search(r"  answer +acme/rocket  ok  by ssh ", trail)
