@@ -212,12 +212,12 @@ def mode(path: str | Path) -> int:
 @pytest.mark.usefixtures("served")
 async def test_only_a_grant_for_other_users_can_be_reached_by_them(ghapp: Ghapp, directory: Path) -> None:
     ours = await lend(ghapp, "acme/rocket")
-    theirs = await lend(ghapp, "acme/rocket", "--uid", "1000", "--uid", "1001")
+    theirs = await lend(ghapp, "acme/rocket", "--uid", "1000", "--uid", "1001", "--uid", "root")
 
     assert (mode(Path(ours["socket"]).parent), mode(ours["socket"])) == (0o700, 0o600)
     assert (mode(Path(theirs["socket"]).parent), mode(theirs["socket"])) == (0o711, 0o666)
     assert mode(directory / "grants") == 0o700
-    assert theirs["uids"] == [1000, 1001]
+    assert theirs["uids"] == [1000, 1001, 0]
 
 
 async def test_named_grants_come_back_with_the_next_daemon_in_the_same_directory(
@@ -516,7 +516,8 @@ async def test_the_trail_and_the_leases_tell_what_went_through_a_grant(ghapp: Gh
         (("acme/rocket", "--name", "../x"), "cannot be a grant's name"),
         (("acme/rocket", "--for", "soon"), "is not a duration"),
         (("acme/rocket", "--for", "0s"), "is not between 1s and 366d"),
-        (("acme/rocket", "--uid", "-1"), "-1"),
+        (("acme/rocket", "--uid", "-1"), "'-1' is neither a uid nor a user of this machine"),
+        (("acme/rocket", "--uid", "no-such-user"), "'no-such-user' is neither a uid nor a user of this machine"),
         (("acme/rocket", "--read-only", "--permission", "contents=write"), "contradicts"),
         (("acme/rocket", "--host", "-"), "is not a host's name"),
         ((), "missing argument"),

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,33 +113,42 @@ def test_a_command_has_access_and_leaves_none(able: Machine) -> None:
     assert all(able.github.live_token(mint.token) is None for mint in able.github.mints)
 
 
-def test_an_agent_in_a_sandbox_sees_its_socket_and_its_directory_alone(able: Machine) -> None:
+@pytest.fixture
+def sandboxed(machine: Machine) -> Iterator[Machine]:
+    """A machine with an app, and a home outside of /tmp: as a person's, and where the sandbox hides it by itself."""
     if shutil.which("bwrap") is None:
         pytest.skip("bwrap is not installed (apt install bubblewrap)")
-    probe = able.run("bwrap", "--unshare-all", "--ro-bind", "/", "/", "true", check=False)
+    probe = machine.run("bwrap", "--unshare-all", "--ro-bind", "/", "/", "true", check=False)
     if probe.returncode != 0:
         pytest.skip(f"bwrap does not run here: {probe.stderr.strip()}")
-    able.env["GHAPP_RUNTIME_DIR"] = str(able.home / "run")  # below what the sandbox hides, wherever a test's files are
-    shutil.copy(able.github.ca_file, able.work / "ca.pem")
-    able.env["GIT_SSL_CAINFO"] = str(able.work / "ca.pem")
+    machine.home = Path(tempfile.mkdtemp(dir="/var/tmp", prefix="ghapp-"))
+    machine.env |= {"HOME": str(machine.home), "GHAPP_RUNTIME_DIR": f"{machine.home}/run"}
+    set_up(machine)
+    # What the sandbox is to reach of the test itself.
+    machine.env["GIT_SSL_CAINFO"] = str(shutil.copy(machine.github.ca_file, machine.work / "ca.pem"))
+    yield machine
+    machine.end()
+    shutil.rmtree(machine.home)
+
+
+def test_an_agent_in_a_sandbox_sees_its_socket_and_its_directory_alone(sandboxed: Machine) -> None:
     guide = block("A coding agent in a sandbox", "sh")
     agent = "- git clone https://github.com/acme/rocket"
     assert agent in guide
-    look = f'find {able.home} -type s -o -type f; rm -f "$GHAPP_GRANT_SOCKET" /etc/hostname; touch left-behind'
+    files = r'find "$HOME" /tmp /run ! -path "$PWD/*" ! -path "/run/systemd/resolve/*" \( -type s -o -type f \)'
+    look = f'{files}; rm -f "$GHAPP_GRANT_SOCKET"; touch left-behind'
 
-    able.run("sh", "-c", guide)
-    looked = able.run("sh", "-c", guide.replace(agent, f"- sh -c {shlex.quote(look)}"), check=False)
-    refused = able.run(
-        "sh", "-c", guide.replace("/rocket", "/probe").replace("exec acme/probe", "exec acme/rocket"), check=False
-    )
+    sandboxed.run("sh", "-c", guide)
+    looked = sandboxed.run("sh", "-c", guide.replace(agent, f"- sh -c {shlex.quote(look)}"))
+    refused = sandboxed.run("sh", "-c", guide.replace(agent, agent.replace("rocket", "probe")), check=False)
 
-    assert (able.work / "rocket/README.md").exists()
-    assert re.fullmatch(rf"{able.home}/run/grants/exec-\w+/git\.sock\n", looked.stdout), looked
-    assert looked.stderr.count("Read-only file system") >= 1
-    assert (able.work / "left-behind").exists()
+    assert (sandboxed.work / "rocket/README.md").exists()
+    assert re.fullmatch(rf"{sandboxed.home}/run/grants/exec-\w+/git\.sock\n", looked.stdout), looked
+    assert looked.stderr.count("git.sock': Read-only file system") == 1, looked
+    assert (sandboxed.work / "left-behind").exists()
     assert "acme/probe is not in grant exec-" in refused.stderr
-    assert all(able.github.live_token(mint.token) is None for mint in able.github.mints)
-    able.end()
+    github = sandboxed.github
+    assert all(github.live_token(mint.token) is None for mint in github.mints)
 
 
 def test_a_host_for_builds_serves_every_tool(machine: Machine) -> None:
@@ -371,7 +380,7 @@ def test_a_runner_of_another_user_reads_what_was_lent_and_nothing_else(able: Mac
     if os.geteuid() != 0:
         pytest.skip("only root becomes another user")
     uid = 12345
-    create, show = block("An Actions runner of your own", "sh").replace('"$(id -u runner)"', str(uid)).splitlines()
+    create, show = block("An Actions runner of your own", "sh").replace("--uid runner", f"--uid {uid}").splitlines()
     able.run("sh", "-ec", create)
     configuration = able.run("sh", "-ec", show).stdout
     (mount,) = re.findall(r"^BindReadOnlyPaths=(.+)$", block("An Actions runner of your own", "ini"), re.MULTILINE)

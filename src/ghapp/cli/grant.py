@@ -1,6 +1,8 @@
 """``ghapp grant``."""
 
 import os
+import pwd
+import re
 import sys
 import time
 from datetime import datetime
@@ -22,6 +24,7 @@ from ghapp.grant import DEFAULT_LIFE, MAX_LIFE, checked_name, patterns_of
 
 LONGEST_FOR_SSH = 103 if sys.platform == "darwin" else 107  # bytes of sun_path; ssh goes no other way
 FORMS = ("docker", "podman", "ssh", "devcontainer", "env", "gitconfig")
+_UID = re.compile(r"[0-9]{1,10}")
 _UNITS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 
 
@@ -41,6 +44,20 @@ def check_name(_ctx: click.Context, _param: click.Parameter, value: str | None) 
         return None if value is None else checked_name(value)
     except UsageError as error:
         raise click.BadParameter(error.message) from None
+
+
+def parse_uids(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> tuple[int, ...]:
+    """Turn each uid, or user's name, into a number; a click callback."""
+    found = []
+    for value in values:
+        if _UID.fullmatch(value):
+            found.append(int(value))
+            continue
+        try:
+            found.append(pwd.getpwnam(value).pw_uid)
+        except KeyError:
+            raise click.BadParameter(f"{value!r} is neither a uid nor a user of this machine") from None
+    return tuple(found)
 
 
 def parse_life(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float:
@@ -109,9 +126,9 @@ def grant() -> None:
     "--uid",
     "uids",
     multiple=True,
-    type=click.IntRange(min=0),
+    callback=parse_uids,
     metavar="N",
-    help="Let that user connect too, as this machine numbers it.",
+    help="Let that user connect too: this machine's number, or name, of it.",
 )
 @click.option(
     "--host",
