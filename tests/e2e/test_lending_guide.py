@@ -241,6 +241,7 @@ def contained(
     machine: Machine, source: str, target: str, environment: dict[str, str], *command: str, uid: int | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run `command` where `source` is mounted at `target`, read-only, and of the machine's only where it works."""
+    assert Path(source).is_dir()
     script = """
         mount -t tmpfs -o mode=755 tmpfs /run && mkdir -p /run/work "$TARGET" && mount --bind "$WORK" /run/work &&
             mount --bind "$SOURCE" "$TARGET" && mount -o remount,bind,ro "$TARGET" || exit $CANNOT_MOUNT
@@ -399,7 +400,42 @@ def test_a_runner_of_another_user_reads_what_was_lent_and_nothing_else(able: Mac
     assert "error: 403" in done.stderr
     assert [dict(mint.asked["permissions"]) for mint in able.github.mints] == [{"contents": "read"}]
     assert "acme/probe is not in grant runner" in outside.stderr
-    assert (stranger.returncode, stranger.stdout) == (128, "")
+    assert stranger.returncode == 128
+    assert "could not read Password for 'https://x-access-token@github.com/" in stranger.stderr
+
+
+def test_what_git_says_is_what_the_guide_explains(able: Machine) -> None:
+    rows = re.findall(r"^\| `(.+?)`.*? \| .+ \| .* \|$", sections()["When it does not work"], re.MULTILINE)
+    source = str(Path(able.ghapp("grant", "create", "acme/rocket", "--name", "rocket").stdout).parent)
+    settings = {"GIT_CONFIG_GLOBAL": "/run/work/gitconfig"}
+    (able.work / "gitconfig").write_text(able.ghapp("grant", "run-args", "rocket", "gitconfig").stdout)
+    able.work.chmod(0o755)
+    said: list[str] = []
+
+    def ask(repository: str = "acme/rocket", environment: dict[str, str] = settings, uid: int | None = None) -> None:
+        url = f"https://github.com/{repository}"
+        done = contained(able, source, "/run/ghapp", environment, "git", "ls-remote", url, uid=uid)
+        said.append(done.stderr.partition("\n")[0])
+
+    ask("acme/probe")
+    able.ghapp("lock")
+    ask()
+    able.ghapp("unlock")
+    if os.geteuid() == 0:
+        ask(uid=12345)
+    else:
+        rows = [row for row in rows if "Permission denied" not in row]
+    able.ghapp("grant", "revoke", "rocket")
+    ask()
+    able.ghapp("grant", "create", "acme/rocket", "--name", "rocket")
+    able.ghapp("daemon", "stop")
+    ask()
+    ask(environment={})
+
+    rows = [row for row in rows if "403" not in row]  # a push to a read-only grant, as above
+    assert len(rows) in {5, 6}
+    found = {row: [bool(re.search(as_pattern(row, able), text)) for text in said] for row in rows}
+    assert all(sum(matches) == 1 for matches in found.values()), (found, said)
 
 
 # -- on another host: a real sshd on this one's loopback -------------------------------------------------------------
