@@ -66,6 +66,16 @@ class Session:
             self.bus.poll()
         raise AssertionError("the keyring daemon did not take its name")
 
+    @contextmanager
+    def silent_prompter(self) -> Iterator[None]:
+        """Own the name under which GNOME shows a keyring's question, and show nothing: a screen nobody looks at."""
+        from jeepney.bus_messages import message_bus  # type: ignore[import-untyped]  # noqa: PLC0415  # not for the demo
+        from jeepney.io.blocking import open_dbus_connection  # type: ignore[import-untyped]  # noqa: PLC0415  # as above
+
+        with open_dbus_connection(bus=self.address) as connection:
+            connection.send_and_get_reply(message_bus.RequestName("org.gnome.keyring.SystemPrompter"))
+            yield
+
     def kill_keyrings(self) -> None:
         """End the keyring daemons that were started here, as a crash would."""
         for process in self._processes:

@@ -226,10 +226,10 @@ def is_closed(url: str) -> bool:
 
 @pytest.mark.usefixtures("served", "browser")
 async def test_an_app_is_created_its_key_stored_in_the_named_file_and_its_installation_seen(
-    start: Callable[..., Run], person: Person, github: StandIn, tmp_path: Path
+    start: Callable[..., Run], person: Person, github: StandIn
 ) -> None:
     def go() -> Any:
-        key = tmp_path / "keys" / "acme.pem"
+        key = config.config_dir() / "keys" / "acme.pem"
         run = start("acme-bot", "--org", "acme", "--signer", f"file:{key}", "--json")
         verdict = person.go(run.opened())
         assert "acme-bot is created" in verdict.text
@@ -710,13 +710,25 @@ def test_a_wait_that_is_over_is_no_failure(monkeypatch: pytest.MonkeyPatch, caps
     assert "warning: the app is not installed yet" in capsys.readouterr().err
 
 
-def test_ctrl_c_ends_the_wait_and_not_the_app(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_ctrl_c_ends_the_wait_with_130_and_all_that_is_known_of_the_app(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], github: StandIn, options: list[str]
 ) -> None:
-    answers(monkeypatch, [], KeyboardInterrupt())
+    created = created_app()
+    created.registered = replace(created.registered, pem=github.add_app("a").private_key_pem)
+    monkeypatch.setattr(app_create, "create_app", lambda *_arguments, **_named: created)
+    asked = answers(monkeypatch, [], KeyboardInterrupt())
 
-    assert app_create.wait_for_installation(created_app(), 20) == []
-    assert "not waiting any longer; the app is registered" in capsys.readouterr().err
+    assert cli.run(["app", "create", *options]) == 130
+
+    assert len(asked) == 2
+    out, err = capsys.readouterr()
+    assert err.endswith(
+        "install it: https://github.com/apps/a/installations/new\n"
+        "ghapp: error: interrupted; the app is registered, and its key stored\n"
+        "ghapp: hint: once it is installed: ghapp setup-git\n"
+    )
+    assert json.loads(out)["installations"] == [] if options else "app          a\n" in out
 
 
 @pytest.mark.usefixtures("keyring")
@@ -759,7 +771,7 @@ def test_after_ctrl_c_nobody_waits_for_the_installation(
     created.registered = replace(created.registered, pem=pem)
     monkeypatch.setattr(app_create, "create_app", lambda *_arguments, **_named: created)
 
-    assert cli.run(["app", "create"]) == 0
+    assert cli.run(["app", "create"]) == 130
     assert "once it is installed: ghapp setup-git" in capsys.readouterr().err
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from fakes import FakeClock, ScriptedIssuer, make_app
 
-from ghapp.broker import Broker, Order
+from ghapp.broker import SPARE, Broker, Order
 from ghapp.credential import Credential, Query, Repository
 from ghapp.errors import (
     AppRejected,
@@ -311,6 +311,60 @@ async def test_the_last_minutes_of_a_lease_are_served_at_once_when_the_renewal_h
     await settled(broker)
 
 
+async def test_the_last_minutes_of_a_lease_are_served_at_once_when_the_renewal_brought_a_wider_token(
+    broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
+) -> None:
+    first = await filled(broker)
+    clock.advance(3600 - 200)
+    issuer.edit = lambda issued: replace(issued, repository_selection="all")
+    await filled(broker)
+    issuer.hold = asyncio.Event()  # GitHub does not even answer
+
+    assert (await filled(broker)).token == first.token
+
+    issuer.hold.set()
+    await settled(broker)
+
+
+async def test_beyond_six_wider_tokens_a_minute_it_is_still_said_what_is_wrong_with_them(
+    broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
+) -> None:
+    issuer.edit = lambda issued: replace(issued, repository_selection="all")
+    for _ in range(8):
+        assert "another token than was asked for" in (await refused(broker)).message
+        clock.advance(4)
+
+    assert issuer.count("create_token") == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "leases"),
+    [
+        ({}, "SHA256:one", 2),
+        ({"keys": ("file:/other.pem", "file:/key.pem")}, "SHA256:one", 2),
+        ({}, "SHA256:other", 1),
+        ({"permissions": (("contents", "read"),)}, "SHA256:one", 1),
+    ],
+    ids=["the same", "a key more", "another key", "narrower"],
+)
+async def test_a_lease_in_use_is_renewed_by_its_timer_after_a_new_configuration_that_still_wants_it(
+    broker: Broker, issuer: ScriptedIssuer, clock: FakeClock, *, changes: dict[str, object], key: str, leases: int
+) -> None:
+    issuer.life = 600.05
+    await filled(broker)
+    issuer.life = 3600
+
+    fresh = replace(issuer, app=replace(issuer.app, **changes), key=key, calls=[])  # type: ignore[arg-type]  # as above
+    broker.configure([fresh])
+    clock.advance(0.06)
+    if leases > 1:
+        await eventually(lambda: len(broker.leases()) == leases)
+    await settled(broker, seconds=0.15)
+
+    assert len(broker.leases()) == leases
+    assert fresh.count("create_token") == leases - 1
+
+
 # -- the git servers know a token later than the API ---------------------------------------------------------------
 
 
@@ -342,6 +396,27 @@ async def test_a_probe_that_runs_out_ends_and_is_not_tried_again_for_ten_minutes
     clock.advance(601)
     await filled(broker)
     assert issuer.looks == 4
+
+
+@pytest.mark.parametrize("budgets", [{"probe_budget": 0.05}, {"work_budget": SPARE + 0.05}], ids=str)
+async def test_a_git_server_that_never_answers_costs_neither_the_token_nor_more_than_its_time(
+    issuer: ScriptedIssuer, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, budgets: dict[str, float]
+) -> None:
+    async def looks_for_ever(repository: Repository, token: str) -> bool:  # noqa: ARG001  # the protocol's
+        issuer.looks += 1
+        return await asyncio.Event().wait()
+
+    monkeypatch.setattr(issuer, "sees", looks_for_ever)
+    broker = Broker(clock, **budgets)  # type: ignore[arg-type]  # a table of fields
+    broker.configure([issuer])
+
+    async with asyncio.timeout(5):
+        first = await filled(broker)
+    broker.erase(first.token)
+    await filled(broker)
+
+    assert issuer.count("create_token") == 2
+    assert issuer.looks == 1  # for ten minutes
 
 
 async def test_without_contents_or_by_configuration_nothing_is_probed(issuer: ScriptedIssuer, clock: FakeClock) -> None:
@@ -927,6 +1002,37 @@ async def test_a_new_configuration_forgets_what_failed(broker: Broker, issuer: S
     assert (await filled(broker)).token.startswith("ghs_")
 
 
+async def test_a_new_configuration_does_not_forget_that_github_wants_us_to_wait(
+    broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
+) -> None:
+    issuer.errors["find_by_repository"] = [RateLimited("until 14:00", wait=600)]
+    await refused(broker)
+
+    broker.configure([issuer])
+    clock.advance(599)
+
+    assert isinstance(await refused(broker), RateLimited)
+    assert len(issuer.calls) == 1
+    clock.advance(1)
+    assert (await filled(broker)).token.startswith("ghs_")
+
+
+async def test_a_limit_is_remembered_however_many_other_requests_fail(clock: FakeClock) -> None:
+    limited = ScriptedIssuer(make_app("limited", owners=("acme",)), clock)
+    other = ScriptedIssuer(make_app("other", owners=("beta",)), clock)
+    other.install("one", owner="beta")
+    broker = serve(clock, limited, other)
+    limited.errors["find_by_repository"] = [RateLimited("until 14:00", wait=3600)]
+    await refused(broker)
+
+    for number in range(1_100):
+        assert isinstance(await refused(broker, ask(f"no{number}", "beta")), NotSelected)
+        clock.advance(0.5)
+
+    assert isinstance(await refused(broker), RateLimited)
+    assert len(limited.calls) == 1
+
+
 async def test_remembered_failures_are_bounded(broker: Broker, clock: FakeClock) -> None:
     for number in range(1_100):
         await refused(broker, ask(f"no{number}"))
@@ -1399,6 +1505,22 @@ async def test_a_token_that_died_while_it_was_proven_is_not_handed_out(
         patch.setattr(issuer, "sees", sees_after_the_lid_was_closed)
         assert isinstance(await refused(broker), BadAnswer)
     clock.advance(4)
+
+    assert (await filled(broker)).expires_at == int(clock.wall_time + 3600)
+
+
+async def test_a_token_that_died_before_its_caller_had_a_turn_is_not_handed_out(
+    broker: Broker, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closing the lid stops us anywhere, also between the end of a mint and whoever waits for it."""
+    put = broker._book.put
+
+    def put_and_close_the_lid(lease: Lease) -> None:
+        put(lease)
+        monkeypatch.setattr(broker._book, "put", put)
+        asyncio.get_running_loop().call_soon(clock.advance, 10 * 3600)
+
+    monkeypatch.setattr(broker._book, "put", put_and_close_the_lid)
 
     assert (await filled(broker)).expires_at == int(clock.wall_time + 3600)
 

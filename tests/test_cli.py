@@ -277,7 +277,7 @@ def test_status_without_a_daemon_is_0_and_starts_none(ghapp: Ghapp) -> None:
     }
     assert found["running"] is False
     assert "no daemon runs" in ghapp("status").out
-    assert "app      none; ghapp app add --help" in ghapp("status").out
+    assert "app      none; ghapp setup\n" in ghapp("status").out
     assert ghapp("leases", "--json").json() == []
     assert ghapp("leases").err == "no token lives\n"
     assert ghapp("daemon", "status").code == 1
@@ -449,10 +449,8 @@ def test_both_ids_of_an_app_are_listed(ghapp: Ghapp, keyring: Keyring, key: Path
 
 
 @pytest.mark.usefixtures("served")
-async def test_a_key_is_written_for_us_alone_and_the_download_deleted_after(
-    ghapp: Ghapp, app: App, key: Path, tmp_path: Path
-) -> None:
-    target = tmp_path / "keys" / "acme.pem"
+async def test_a_key_is_written_for_us_alone_and_the_download_deleted_after(ghapp: Ghapp, app: App, key: Path) -> None:
+    target = config.config_dir() / "keys" / "acme.pem"
     arguments = ("app", "add", "bot", "--client-id", app.client_id, "--key", key, "--signer", f"file:{target}")
 
     done = await ghapp.asked(*arguments, "--delete-key-file", "--json")
@@ -515,7 +513,8 @@ async def test_an_app_that_github_does_not_know_is_named_with_its_page(ghapp: Gh
 
     assert done.err == (
         "ghapp: error: GitHub knows no app 99 (E22)\n"
-        "ghapp: hint: compare the id with the app's page: https://github.com/settings/apps\n"
+        "ghapp: hint: compare the id with the app's page: https://github.com/settings/apps, "
+        "an organisation's: https://github.com/organizations/ORG/settings/apps\n"
     )
 
 
@@ -529,7 +528,7 @@ async def test_what_is_configured_is_shown_also_where_the_key_is_gone(ghapp: Gha
 
     assert done.code == 1
     assert done.out == f"app          acme-bot\nsigner       file:{key}\n"
-    assert f"hint: put the key at {key}, or 'ghapp app add' again with --key\n" in done.err
+    assert f"hint: put the key there, or: ghapp key add FILE --app acme-bot --signer file:{key}\n" in done.err
 
 
 def test_a_path_that_is_given_as_a_signer_is_mended(ghapp: Ghapp) -> None:
@@ -543,10 +542,10 @@ def test_without_an_app_it_says_so(ghapp: Ghapp, directory: Path) -> None:
     done = ghapp("token", "acme/rocket")
     assert (done.code, done.err) == (
         1,
-        "ghapp: error: no app is registered (E51)\nghapp: hint: ghapp app add --help\n",
+        "ghapp: error: no app is registered (E51)\nghapp: hint: ghapp setup\n",
     )
     assert not directory.exists()
-    assert ghapp("installations").err == "no app is registered\nghapp: hint: ghapp app add --help\n"
+    assert ghapp("installations").err == "no app is registered\nghapp: hint: ghapp setup\n"
 
 
 def test_a_token_for_this_checkout_needs_git(ghapp: Ghapp, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1465,7 +1465,7 @@ async def test_owners_of_an_app_that_cannot_be_asked_stay_as_they_are_and_the_ot
 
     assert done.code == 1
     assert "ghapp: warning: globex-bot could not be asked where it is installed, what was written for it" in done.err
-    assert re.search("hint: .* with the app's page: https://github.com/settings/apps\n$", done.err)
+    assert re.search("hint: .* with the app's page: https://github.com/settings/apps, .*\n$", done.err)
     assert "taken out" not in done.err
     assert not set(once.splitlines()) - set(owned.read_text().splitlines())
     assert "Initech" in owned.read_text()

@@ -49,6 +49,7 @@ from ghapp.errors import (
 )
 from ghapp.github import MAX_BODY, AppClient, GitHub
 from ghapp.installation import ALL, Installation, InstallationId, Permissions, Repositories, Scope
+from ghapp.key_choice import pages
 from ghapp.network import Network, mend
 from ghapp.private_key import fingerprint, load_key
 from ghapp.routing import App, Place
@@ -485,6 +486,9 @@ async def test_reading_the_fingerprint_alone_lets_the_key_go_too(world: World) -
         await signer.forgotten.wait()
 
 
+PAGES = "https://github.com/settings/apps, an organisation's: https://github.com/organizations/ORG/settings/apps"
+
+
 # -- what GitHub refuses -------------------------------------------------------------------------------------------
 
 
@@ -499,7 +503,7 @@ async def test_a_key_of_another_app_is_told_with_the_page_to_compare(world: Worl
         f"GitHub does not accept the key {name} for app {world.app.client_id}: A JSON web token could not be decoded",
         60.0,
     )
-    assert error.hint == "compare the fingerprint with the app's page: https://github.com/settings/apps"
+    assert error.hint == f"compare the fingerprint with the app's page: {PAGES}"
     assert len(world.github.requests) == 1
 
 
@@ -514,15 +518,13 @@ async def test_an_app_that_github_does_not_know_is_rejected_and_not_merely_absen
 
     assert isinstance(error, AppRejected)
     assert error.message == "GitHub knows no app 99999"
-    assert error.hint == "compare the id with the app's page: https://github.com/settings/apps"
+    assert error.hint == f"compare the id with the app's page: {PAGES}"
 
 
 @pytest.mark.parametrize(
     "message",
     [
         "A JSON web token could not be decoded",
-        "Missing 'issuer' claim ('iss') in assertion",
-        "'Issuer' claim ('iss') must be an Integer",
         "Integration must generate a public key",
         "Requires authentication",
         "Bad credentials",
@@ -536,6 +538,20 @@ async def test_every_401_about_the_app_is_its_rejection_without_a_second_try(wor
     assert isinstance(error, AppRejected)
     assert error.message.endswith(message)
     assert len(world.seen()) == 1
+
+
+@pytest.mark.parametrize(
+    "message", ["Missing 'issuer' claim ('iss') in assertion", "'Issuer' claim ('iss') must be an Integer"]
+)
+async def test_a_401_about_the_id_blames_the_id_and_not_the_key(world: World, message: str) -> None:
+    """A client ID of no app; or of one on an Enterprise Server before 3.14, which knows numbers only."""
+    world.github.faults.add(times=None, status=401, headers=JSON, body=json.dumps({"message": message}))
+
+    error = await failure(world, look_up)
+
+    assert isinstance(error, AppRejected)
+    assert error.message == f"GitHub knows no app {world.app.client_id}: {message}"
+    assert error.hint == f"compare the id with the app's page: {pages('github.com')}"
 
 
 def refusal(message: str, status: int, **headers: str) -> dict[str, Any]:
@@ -600,6 +616,7 @@ async def test_every_refusal_of_a_mint_is_told_apart(
     error = await failure(world, mint(world))
 
     assert (type(error), error.message) == (kind, message)
+    assert error.hint
     assert len(world.seen()) == 1
     assert set(world.github.proxy.targets) == {"api.github.com:443"}
 
@@ -619,7 +636,12 @@ async def test_what_the_account_did_is_told_apart(
 ) -> None:
     prepare(world)
 
-    assert type(await failure(world, mint(world))) is kind
+    error = await failure(world, mint(world))
+
+    assert type(error) is kind
+    assert error.hint
+    if kind is Forbidden:
+        assert "https://github.com/organizations/acme/settings/security" in error.hint
 
 
 @pytest.mark.parametrize(
@@ -691,6 +713,7 @@ async def test_a_look_up_that_somebody_else_answers_says_nothing_about_the_app(w
         (refusal("whatever", 429), 60),
         ({"status": 429, "body": "<html>slow down", "headers": {"retry-after": "5"}}, 5),
         (refusal("Maximum number of login attempts exceeded. Please try again later.", 403), 60),
+        ({"status": 503, "body": "<html>Unicorn!", "headers": {"retry-after": "600"}}, 600),
     ],
 )
 async def test_a_limit_says_how_long_to_stay_away(world: World, fault: dict[str, Any], wait: float) -> None:
@@ -705,7 +728,9 @@ async def test_a_limit_says_how_long_to_stay_away(world: World, fault: dict[str,
 
     assert isinstance(error, RateLimited)
     assert error.remember == pytest.approx(wait, abs=2 if reset else 0)
-    assert re.fullmatch(r"GitHub limits this app's requests until \d\d:\d\d:\d\d", error.message)
+    what = "is failing (HTTP 503)" if fault["status"] == 503 else "limits this app's requests"
+    assert re.fullmatch(rf"GitHub {re.escape(what)} until \d\d:\d\d:\d\d", error.message)
+    assert "ghapp leases" in error.hint
     assert len(world.seen()) == 1
 
 
@@ -1131,6 +1156,7 @@ async def test_a_proxy_that_refuses_is_told_with_its_status(world: World, status
 
     assert type(error) is ProxyFailed
     assert error.message == f"the proxy 127.0.0.1:{port} refused to connect to api.github.com (HTTP {status})"
+    assert error.inherited is (status == 407)  # a daemon started now may know the password; the rest is the proxy's
     assert "hush-hush" not in repr(error) + str(error) + error.hint
 
 

@@ -7,7 +7,9 @@ mint is judged at that moment; a refusal must have a reason that is younger than
 import asyncio
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import hypothesis.strategies as st
@@ -33,7 +35,11 @@ from ghapp.errors import (
     RateLimited,
     Suspended,
 )
+from ghapp.github import Answer as Response
+from ghapp.github import AppClient
+from ghapp.github import GitHub as Api
 from ghapp.installation import ALL, Installation, Permissions, Scope, exceeds
+from ghapp.network import Network
 from ghapp.routing import App, Place
 
 
@@ -62,7 +68,8 @@ Answer = TypeVar("Answer")
 class World(asyncio.BaseEventLoop):
     """Three clocks, and the loop whose timers follow them: waiting moves them all, suspend moves all but the timers.
 
-    All times are multiples of 1/64 second, which keeps sums of them exact.
+    All times are multiples of 1/64 second, which keeps sums of them exact. GitHub's clock may be set too; what it
+    issued lives for as long as it was to live, whatever that clock says in the meantime.
     """
 
     def __init__(self) -> None:
@@ -145,9 +152,8 @@ class Token:
     repositories: frozenset[int] | None
     permissions: Permissions
     dies: float
-    """In GitHub's clock."""
+    """In the boot clock, as are the next two."""
     born: float
-    """In the boot clock, as is the next."""
     ends: float = 0.0
     """What the broker was told."""
     revoked: bool = False
@@ -192,7 +198,7 @@ class GitHub:
         account = token.account
         return (
             not token.revoked
-            and token.dies > self.world.server()
+            and token.dies > self.world.boot()
             and account.number == token.scope.installation
             and not account.suspended
         )
@@ -221,12 +227,31 @@ class GitHub:
         )
 
 
+class NoKey:
+    """A signer that is never asked."""
+
+    def fingerprint(self) -> str:
+        raise NotImplementedError
+
+    def sign(self, message: bytes) -> bytes:
+        raise NotImplementedError
+
+    def forget(self) -> None:
+        raise NotImplementedError
+
+
 @dataclass(eq=False)
 class Issuer:
     """GitHub for one app: a `TokenIssuer`."""
 
     github: GitHub
     number: int
+    _reader: AppClient = field(init=False)
+    """What reads the answer to a mint."""
+
+    def __post_init__(self) -> None:
+        api = Api(self.app.api, Network(), self.github.world)
+        self._reader = AppClient(self.app, [NoKey()] * len(self.app.keys), api, ThreadPoolExecutor(1))
 
     @property
     def app(self) -> App:
@@ -298,7 +323,7 @@ class Issuer:
         repos: list[Repo] = []
         if scope.repositories is not ALL:
             repos = [repo for repo in there if {repo.id, repo.name} & set(scope.repositories)]
-            if len(repos) != len(scope.repositories):
+            if set(scope.repositories) - {name for repo in repos for name in (repo.id, repo.name)}:  # one may be both
                 raise NotSelected("there is at least one repository that does not exist")
         extra = {("administration", "write")} if github.until["wider", self.number] > sent else set()
         life = 3900.0 if github.long_lives else 3600.0
@@ -308,19 +333,20 @@ class Issuer:
             account=account,
             repositories=None if scope.repositories is ALL else frozenset(repo.id for repo in repos),
             permissions=tuple(sorted({*scope.permissions, ("metadata", "read"), *extra})),
-            dies=github.world.server() + life,
+            dies=github.world.boot() + life,
             born=github.world.boot(),
             ends=sent + life,
         )
         github.tokens[token.text] = token
-        issued = IssuedToken(
-            token=token.text,
-            ends=sent + (86_400.0 if github.long_lives else life),
-            permissions=token.permissions,
-            repository_selection="all" if scope.repositories is ALL else "selected",
-            repositories=tuple((repo.id, repo.name) for repo in repos),
-        )
-        return token, issued
+        now = int(github.world.server())
+        body = {
+            "token": token.text,
+            "expires_at": f"{datetime.fromtimestamp(now + (86_400 if github.long_lives else int(life)), UTC):%FT%TZ}",
+            "permissions": dict(token.permissions),
+            "repository_selection": "all" if scope.repositories is ALL else "selected",
+            "repositories": [{"id": repo.id, "name": repo.name} for repo in repos],
+        }
+        return token, self._reader._issued(Response(201, {}, body, sent, float(now)))
 
     async def revoke_token(self, token: str) -> None:
         def act() -> None:
@@ -474,7 +500,7 @@ class Machine(RuleBasedStateMachine):
     def use_near_the_end(self, left: int, *, cut_off: bool) -> None:
         """Wake up when the last token has so many seconds left, perhaps without a network."""
         token = self.github.tokens[self.handed[-1][1]]
-        self.world.asleep += max(0.0, token.dies - self.world.server() - left)
+        self.world.asleep += max(0.0, token.dies - self.world.boot() - left)
         if cut_off:
             self.trouble_for_all("network", hangs=False)
         self._run([self._get(name) for name in REPOSITORIES])
@@ -495,6 +521,10 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def set_the_wall_clock_to_1970(self) -> None:
         self.world.wall_minus_boot = -self.world.boot()
+
+    @rule(seconds=st.sampled_from([-86_400, -7200, -59, 1, 600, 7200, 86_400]))
+    def set_the_clock_of_github(self, seconds: int) -> None:
+        self.world.server_minus_boot += seconds
 
     # -- GitHub ----------------------------------------------------------------------------------------------------
 
@@ -606,8 +636,18 @@ class Machine(RuleBasedStateMachine):
     def revoke_all(self) -> None:
         before = {lease.token for lease, _ in self.broker.leases()}
         self.world.run_until_complete(self.broker.revoke_all())
-        for text in before - {lease.token for lease, _ in self.broker.leases()}:
+        for text in before:  # also one that could not be ended: it is held for another try, and handed out no more
             self._forgotten(text)
+
+    @precondition(lambda self: self.handed)
+    @rule()
+    def revoke_all_in_vain(self) -> None:
+        """What could not be ended does not come back when the network does."""
+        self.trouble_for_all("network", hangs=False)
+        self.revoke_all()
+        self.mend()
+        self._advance(MENDED)
+        self._run([self._get(name) for name in REPOSITORIES])
 
     # -- how it is done --------------------------------------------------------------------------------------------
 
@@ -679,7 +719,7 @@ class Machine(RuleBasedStateMachine):
         assert "contents" in dict(token.permissions)
         wanted = None if APPS[OWNERS[repo.owner]].whole_installation else {repo.id}
         self._judge(token, repo.owner, wanted, began)
-        true = self.world.wall() + token.dies - self.world.server()
+        true = self.world.wall() + token.dies - self.world.boot()
         assert abs(credential.expires_at - true) <= 2, "git is told another end"
         self.handed.append((credential.lease, credential.token))
         return credential
@@ -722,7 +762,7 @@ class Machine(RuleBasedStateMachine):
     def _judge(self, token: Token, owner: str, repositories: set[int] | None, began: float) -> None:
         """Judge a token at the moment it is handed out."""
         type(self).handed_out += 1
-        left = token.dies - self.world.server()
+        left = token.dies - self.world.boot()
         assert left >= 60, "a token that dies under the first request"
         assert left >= 300 or not self.github.could_mint(token.scope, began), "an old token while mints work"
         assert token.text not in self.gone, "a token that was forgotten"

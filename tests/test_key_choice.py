@@ -192,7 +192,10 @@ async def test_with_all_keys_dead_the_error_names_each_and_github_is_asked_once_
         f" {names[1]}: GitHub does not accept it"
     )
     assert errors[-1].message == errors[0].message
-    assert errors[0].hint == "make a key at the app's page on GitHub, then: ghapp key add FILE --app acme-bot"
+    assert errors[0].hint == (
+        "make a key at https://github.com/settings/apps, "
+        "an organisation's: https://github.com/organizations/ORG/settings/apps; then: ghapp key add FILE --app acme-bot"
+    )
     assert world.rejections == 2
     world.advance(60)
     await failure(world.client())
@@ -265,6 +268,19 @@ async def test_an_id_that_github_does_not_know_is_not_tried_with_each_key(world:
     assert len(world.github.requests) == 1
 
 
+async def test_an_id_that_is_none_is_not_tried_with_each_key(world: World) -> None:
+    world.github.faults.add(
+        "^/app",
+        times=None,
+        status=401,
+        headers={"content-type": "application/json"},
+        body="{\"message\": \"'Issuer' claim ('iss') must be an Integer\"}",
+    )
+
+    assert isinstance(await failure(world.client()), AppRejected)
+    assert len(world.github.requests) == 1
+
+
 async def test_a_network_that_fails_is_not_the_keys_fault(world: World) -> None:
     world.github.faults.add("^/app", cut=True)
 
@@ -303,7 +319,8 @@ def test_what_is_said_of_a_key_is_said_of_it_in_one_app() -> None:
 def test_a_single_key_speaks_for_itself(github: StandIn) -> None:
     error = AppRejected("no")
 
-    assert none_works("bot", "1", [(Key("file:/k", OneKey(github.add_app("x").private_keys[0])), error)]) is error
+    failures = [(Key("file:/k", OneKey(github.add_app("x").private_keys[0])), error)]
+    assert none_works("bot", "1", failures, host="github.com") is error
 
 
 def test_a_key_is_not_shown_by_its_repr(github: StandIn, tmp_path: Path) -> None:

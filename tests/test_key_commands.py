@@ -103,8 +103,10 @@ def rejections(github: StandIn) -> int:
 @pytest.mark.usefixtures("served")
 async def test_a_second_key_is_stored_verified_and_appended(ghapp: Ghapp, app: App, tmp_path: Path) -> None:
     pem = app.add_key()
-    download, target = write(tmp_path / "new.pem", pem), tmp_path / "keys" / "new.pem"
+    download, target = write(tmp_path / "new.pem", pem), config.config_dir() / "keys" / "new.pem"
+    elsewhere = tmp_path / "a directory" / "new.pem"
 
+    refused = await ghapp.asked("key", "add", download, "--app", "acme-bot", "--signer", f"file:{elsewhere}")
     done = await ghapp.asked("key", "add", download, "--app", "acme-bot", "--signer", f"file:{target}")
 
     assert done.code == 0, done.err
@@ -112,6 +114,11 @@ async def test_a_second_key_is_stored_verified_and_appended(ghapp: Ghapp, app: A
     assert done.err == f"ghapp: hint: the key is stored; {download} can go: rm '{download}'\n"
     assert references() == [f"file:{tmp_path}/old.pem", f"file:{target}"]
     assert (target.read_bytes(), stat.S_IMODE(target.stat().st_mode)) == (pem, 0o600)
+    assert refused.code == 1
+    assert (
+        f"there is no directory {elsewhere.parent} (E36)\nghapp: hint: mkdir -p '{elsewhere.parent}'\n" in refused.err
+    )
+    assert not elsewhere.parent.exists()
 
 
 @pytest.mark.usefixtures("served")
@@ -238,12 +245,12 @@ def test_with_several_apps_the_app_is_to_be_named(ghapp: Ghapp, github: StandIn,
 
 
 def test_without_an_app_it_says_so(ghapp: Ghapp, tmp_path: Path) -> None:
-    assert ghapp("key", "list").err == "no app is registered\nghapp: hint: ghapp app add --help\n"
+    assert ghapp("key", "list").err == "no app is registered\nghapp: hint: ghapp setup\n"
     assert ghapp("key", "list", "--json").json() == []
     for arguments in (["add", tmp_path / "k"], ["verify"]):
         done = ghapp("key", *arguments)
         assert done.code == 1
-        assert done.err.splitlines()[-1] == "ghapp: hint: ghapp app add --help"
+        assert done.err.splitlines()[-1] == "ghapp: hint: ghapp setup"
 
 
 # -- list and verify ---------------------------------------------------------------------------------------------------
@@ -263,10 +270,10 @@ def test_keys_are_listed_without_asking_github(ghapp: Ghapp, app: App, github: S
     assert [line.split() for line in shown.out.splitlines()] == [
         ["APP", "FINGERPRINT", "SIGNER", "USABLE"],
         ["acme-bot", name, f"file:{tmp_path}/old.pem", "yes"],
-        ["acme-bot", "unknown", f"file:{tmp_path}/gone.pem", "no"],
+        ["acme-bot", "?", f"file:{tmp_path}/gone.pem", "no"],
     ]
     assert f"ghapp: warning: file:{tmp_path}/gone.pem: cannot open {tmp_path}/gone.pem" in shown.err
-    assert "ghapp: hint: put the key at" in shown.err
+    assert "ghapp: hint: put the key there, or: ghapp key add FILE --app acme-bot --signer file:/" in shown.err
     assert github.requests == []
     assert not Path(paths.runtime_dir()).exists()
 
@@ -292,6 +299,8 @@ async def test_each_key_is_asked_at_github_and_the_dead_one_named(
     ]
     shown = await ghapp.asked("key", "verify", "--app", "acme-bot")
     assert shown.code == 1
+    assert [line.split() for line in shown.out.splitlines()][-1] == ["acme-bot", "?", "unavailable"]
+    assert f"warning: file:{tmp_path}/gone.pem is unavailable: cannot open {tmp_path}/gone.pem" in shown.err
     assert f"ghapp: warning: {name_of(old)} is rejected: GitHub does not accept the key" in shown.err
     assert f"ghapp: hint: ghapp key remove {name_of(old)} --app acme-bot\n" in shown.err
     assert f"ghapp: warning: file:{tmp_path}/gone.pem is unavailable: cannot open" in shown.err
@@ -435,7 +444,7 @@ async def test_an_app_without_a_key_says_so_until_it_has_one_again(
         "the app acme-bot has no key (E51)",
         "ghapp key add FILE --app acme-bot",
     )
-    assert (await ghapp.asked("key", "list")).err == "there is no key\nghapp: hint: ghapp key add --help\n"
+    assert (await ghapp.asked("key", "list")).err == "there is no key\nghapp: hint: ghapp key add FILE --app acme-bot\n"
     assert (await ghapp.asked("key", "verify")).err.startswith("ghapp: error: there is no key to verify (E51)\n")
     shown = await asyncio.to_thread(ghapp, "app", "show", "acme-bot")
     assert (shown.code, shown.out) == (1, "app          acme-bot\n")
@@ -660,3 +669,48 @@ def test_editing_keys_keeps_comments_and_refuses_an_app_that_is_gone(tmp_path: P
     assert config.load(path).apps[0].keys == ("file:/one",)
     with pytest.raises(ConfigError, match="there is no app b"):
         config.add_key(path, "b", "file:/two")
+
+
+@pytest.mark.usefixtures("app")
+def test_without_a_keyring_the_hint_stores_the_key_in_a_file(
+    ghapp: Ghapp, app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nonexistent")
+    fresh = write(tmp_path / "fresh.pem", app.add_key())
+    kept = config.config_dir() / "keys"
+    kept.mkdir(parents=True)
+    (kept / "acme-bot.pem").touch()
+
+    added = ghapp("key", "add", fresh, "--app", "acme-bot", "--no-verify")
+    anew = ghapp("app", "add", "--app-id", str(app.id), "--key", fresh, "--no-verify")
+
+    place = f"--signer file:{kept}/acme-bot-2.pem"
+    assert added.err.endswith(f"hint: ghapp key add --app acme-bot --no-verify {fresh} {place}\n")
+    place = f"--signer file:{kept}/{app.id}.pem"
+    assert anew.err.endswith(f"hint: ghapp app add --app-id {app.id} --key {fresh} --no-verify {place}\n")
+    assert ghapp(*added.err.splitlines()[-1].removeprefix("ghapp: hint: ghapp ").split()).code == 0
+
+
+def test_without_a_terminal_a_removal_asks_nobody_and_its_help_says_so(ghapp: Ghapp) -> None:
+    for command in (("key", "remove"), ("app", "remove")):
+        said = " ".join(ghapp(*command, "--help").out.split())
+        assert "It asks on a terminal; without one it goes ahead." in said
+
+
+def test_what_names_no_app_and_no_file_is_told_with_the_whole_command(ghapp: Ghapp, tmp_path: Path) -> None:
+    for command in (("app", "add"), ("setup",)):
+        for number in ("abc", "0"):
+            wrong = ghapp(*command, "--app-id", number)
+            assert wrong.code == 2
+            assert f"{number!r} is not the number that the app's page shows as App ID\n" in wrong.err
+    key, target = tmp_path / "none.pem", f"file:{tmp_path}/kept.pem"
+    missing = ghapp("app", "add", "--app-id", "7", "--key", key, "--signer", target)
+    nowhere = ghapp("app", "add", "--app-id", "7", "--signer", f"file:{key}")
+    write(tmp_path / "no key.pem", b"nonsense")
+    nonsense = ghapp("app", "add", "--app-id", "7", "--key", tmp_path / "no key.pem", "--signer", target)
+
+    again = f"ghapp app add --app-id 7 --key FILE --signer {target}"
+    assert missing.err.endswith(f"(E36)\nghapp: hint: give the downloaded .pem: {again}\n")
+    add = "ghapp app add --app-id 7 --signer"
+    assert nowhere.err.endswith(f"(E36)\nghapp: hint: put the key there, or: {add} file:{key} --key FILE\n")
+    assert "https://github.com/settings/apps, an organisation's: https://github.com/organizations/ORG/" in nonsense.err

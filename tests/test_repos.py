@@ -208,7 +208,7 @@ async def test_where_there_is_nothing_it_says_why_and_what_to_do(ghapp: Ghapp) -
     assert (none.code, none.out, none.err) == (
         0,
         "[]\n",
-        "no app is registered\nghapp: hint: ghapp app add --help\n",
+        "no app is registered\nghapp: hint: ghapp setup\n",
     )
 
 

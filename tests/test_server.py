@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from fakes import FakeClock, ScriptedIssuer, make_app
 from fakes_process import soon, talk
 
 from ghapp.broker import Broker
@@ -103,6 +104,47 @@ async def test_what_cannot_be_had_lets_git_go_on(git: Fixture) -> None:
     git.broker.answer = NotSelected("not there")
 
     assert await git.ask(OURS + ROCKET) == b"error=not there (E20)\nghapp=1\n"
+
+
+@pytest.mark.parametrize("marker", [b"", b"ghapp=1\n"], ids=["git's own client", "ours"])
+@pytest.mark.parametrize(
+    "states", [["ghapp:LEASE"], ["ghapp:unknown"], ["ghapp:"], ["other:1", "ghapp:LEASE"], ["ghapp:LEASE", "other:1"]]
+)
+async def test_whatever_state_git_comes_back_with_ghapp_never_continues_twice(
+    git: Fixture, states: list[str], marker: bytes
+) -> None:
+    git.broker.answer = Credential("LEASE", "t0ken", 2_000_000_000)
+    request = GET + marker + b"capability[]=authtype\ncapability[]=state\n" + ROCKET
+
+    first = await git.ask(request)
+    again = await git.ask(request + b"".join(f"state[]={state}\n".encode() for state in states))
+
+    assert b"capability[]=state\n" in first
+    assert b"state[]=ghapp:LEASE\ncontinue=1\n" in first
+    assert b"password=t0ken\n" in again
+    for word in (b"continue", b"state"):
+        assert word not in again
+
+
+async def test_a_git_whose_every_request_is_rejected_asks_twice_for_ghapp_never_continues_twice() -> None:
+    """What git 2.46 and later do with a 401: as long as it is told to continue, it asks again, and sends again."""
+    clock = FakeClock()
+    broker, issuer = Broker(clock), ScriptedIssuer(make_app(), clock)
+    issuer.install("rocket")
+    broker.configure([issuer])
+    git = GitServer(broker, hosts=lambda: {"github.com"}, ready=Fixture().ready, quit_on_error=lambda: True)
+    state = b""
+    passwords: list[bytes] = []
+
+    while len(passwords) < 10:
+        answer = (await git.respond(GET + b"capability[]=state\n" + ROCKET + state)).splitlines()
+        passwords += [line for line in answer if line.startswith(b"password=")]
+        state = b"".join(line + b"\n" for line in answer if line.startswith(b"state[]="))
+        if b"continue=1" not in answer:
+            break
+
+    assert len(passwords) == len(set(passwords)) == 2
+    assert issuer.minted == 2
 
 
 async def test_a_daemon_that_cannot_get_ready_says_so(git: Fixture) -> None:

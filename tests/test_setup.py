@@ -4,11 +4,13 @@ import asyncio
 import io
 import os
 import re
+import shlex
 import shutil
 import sys
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from command_line import Ghapp, Result, register
@@ -162,8 +164,31 @@ def test_without_a_terminal_what_is_not_told_is_wrong_usage(ghapp: Ghapp, option
 
     assert done.code == 2
     assert missing in done.err
-    assert "ghapp: hint: ghapp setup --yes" in done.err
+    assert re.search("^ghapp: hint: .*ghapp setup .*--yes", done.err, re.MULTILINE)
     assert written() == {}
+
+
+@pytest.mark.usefixtures("served")
+async def test_without_a_terminal_only_the_steps_that_are_left_need_answers(
+    ghapp: Ghapp, github: StandIn, app: App, tmp_path: Path
+) -> None:
+    register(app, tmp_path)
+    before = written()
+
+    asked = await ghapp.asked("setup", "--no-network")
+    half = await ghapp.asked("setup", "--no-network", "--owners")
+    assert written() == before
+    await ghapp.asked("setup", "--owners", "--no-identity", "--no-doctor")
+    done = await ghapp.asked("setup")
+    again = await ghapp.asked("setup", "--all")
+    github.uninstall(next(iter(github.installations.values())))
+    left = await ghapp.asked("setup", "--wait", "1s")
+
+    for refused in (asked, half, again, left):
+        assert refused.code == 2, refused.err
+        assert "there is no terminal to ask on; give " in refused.err
+    assert "give --identity or --no-identity (E01)" in half.err
+    assert done.code == 0, done.err
 
 
 @pytest.mark.parametrize(
@@ -255,14 +280,50 @@ async def test_without_a_keyring_the_key_goes_where_a_person_says_and_unattended
     place = config.config_dir() / "keys" / f"{app.id}.pem"
     assert refused.code == 1
     assert "no keyring service" in refused.err
-    assert f"ghapp: hint: ghapp setup --signer file:{place}" in refused.err
-    assert "ghapp: hint: then ghapp setup" not in refused.err
+    assert refused.err.endswith(
+        f"\nghapp: hint: ghapp {shlex.join(('setup', '--yes', *given))} --signer file:{place}\n"
+    )
     assert "The key cannot go into the keyring: no keyring service" in done.err
     assert f"[{place}]" in done.err
     assert place.read_bytes() == app.private_key_pem
     assert place.stat().st_mode & 0o777 == 0o600
     assert done.code == 1  # doctor: git was left alone
     assert "not ghapp" in done.out
+
+
+@pytest.mark.usefixtures("served")
+async def test_the_hint_is_the_whole_command_line_and_works_as_it_stands(
+    ghapp: Ghapp, app: App, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spaced = key.rename(tmp_path / "my key.pem")
+    given = ("--app-id", str(app.id), "--key", spaced, "--all", "--no-identity", "--wait", "90s", "--no-doctor")
+
+    refused = await ghapp.asked("setup", "--yes", *given)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(app.private_key_pem)))
+    from_stdin = await ghapp.asked("setup", "--yes", "--app-id", str(app.id), "--key", "-")
+    (mend,) = re.findall("^ghapp: hint: ghapp (.*)", refused.err, re.MULTILINE)
+    done = await ghapp.asked(*shlex.split(mend))
+
+    assert "(E33)" in refused.err
+    assert re.search(r"hint: ghapp setup --yes --app-id \d+ --key - --signer file:\S+ < FILE\n", from_stdin.err)
+    assert (done.code, done.err.count("hint: git clone")) == (0, 1), done.err
+    assert "--all --no-identity --wait 90s --no-doctor" in mend
+    assert (config.config_dir() / "keys" / f"{app.id}.pem").read_bytes() == app.private_key_pem
+
+
+def test_what_is_missing_is_added_to_what_was_typed(ghapp: Ghapp) -> None:
+    where = ghapp("setup", "--host", "ghe.example.com")
+    wanted = ghapp("setup", "--create", "--permission", "issues=read", "--permission", "checks=write")
+    taken = ghapp("setup", "--yes", "--create", "--signer", f"file:{__file__}")
+
+    assert where.err.endswith(
+        "hint: ghapp setup --host ghe.example.com --yes --app-id N --key FILE; "
+        "or a new one: ghapp setup --host ghe.example.com --yes --create\n"
+    )
+    assert wanted.err.endswith(
+        "hint: with the defaults: ghapp setup --create --permission issues=read --permission checks=write --yes\n"
+    )
+    assert "hint: give another path: ghapp setup --yes --create --signer file:PATH\n" in taken.err
 
 
 @pytest.mark.usefixtures("served")
@@ -279,7 +340,7 @@ async def test_an_interrupted_run_keeps_what_it_did_and_the_next_goes_on(
 
     assert stopped.code == 130
     assert stopped.err.endswith(
-        "\nghapp: error: interrupted; what is done stays\nghapp: hint: ghapp setup goes on from here\n"
+        "\nghapp: error: interrupted; what is done stays\nghapp: hint: to go on from here: ghapp setup\n"
     )
     assert (home() / "kept.pem").exists()
     assert done.code == 0, done.err
@@ -304,7 +365,7 @@ async def test_it_waits_for_the_installation_and_says_how_to_go_on(
     for refused in (without, ended):
         assert refused.code == 1
         assert "lonely is not installed yet (E24)" in refused.err
-        assert f"ghapp: hint: install it: {link}, then: ghapp setup" in refused.err
+        assert f"ghapp: hint: install it: {link}, then: ghapp setup --yes" in refused.err
     assert "the app is not installed yet" in ended.err
     assert host.code == 0, host.err
     assert "https://github.com is answered by ghapp" in host.err
@@ -332,6 +393,34 @@ async def test_an_installation_that_comes_while_it_waits_is_seen(ghapp: Ghapp, g
     (result,) = done
     assert result.code == 0, result.err
     assert "   on acme (all repositories)\n" in result.err
+
+
+@pytest.mark.usefixtures("served")
+@pytest.mark.parametrize("options", [("--yes",), ("--yes", "--all"), ("--yes", "--no-git")])
+async def test_ctrl_c_while_it_waits_ends_it_there_and_the_next_run_goes_on(
+    ghapp: Ghapp, github: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    app = github.add_app("lonely", PERMISSIONS)
+    register(app, tmp_path)
+    with monkeypatch.context() as patched:
+
+        def interrupt(*_arguments: object, **_named: object) -> None:
+            raise KeyboardInterrupt
+
+        patched.setattr(app_create, "call", interrupt)
+        stopped = await ghapp.asked("setup", *options)
+    untouched = not (config.config_dir() / "gitconfig").exists()
+    github.install(app, "acme")
+    done = await ghapp.asked("setup", *options, "--no-doctor")
+
+    assert stopped.code == 130
+    assert stopped.err.endswith(
+        "   choose them there: https://github.com/apps/lonely/installations/new\n\n"
+        "ghapp: error: interrupted; what is done stays\n"
+        f"ghapp: hint: to go on from here: ghapp setup {' '.join(options)}\n"
+    )
+    assert untouched
+    assert done.code == 0, done.err
 
 
 @pytest.mark.usefixtures("served")
@@ -368,7 +457,7 @@ async def test_a_new_app_is_created_in_the_browser_without_a_question_left(
     assert created.permissions.items() >= {"contents": "write", "workflows": "write"}.items()
     assert (home() / "kept.pem").read_bytes() == created.private_key_pem
     assert again.code == 0, again.err
-    assert "ghapp: hint: ghapp app create makes another" in again.err
+    assert "ghapp: hint: for another one: ghapp app create --org acme\n" in again.err
     assert len(github.apps) == 1
 
 
@@ -391,7 +480,7 @@ async def test_an_interruption_while_github_answers_keeps_the_key_and_is_told(
 
     assert "'n o' is not an organisation's name" in done.err
     assert done.code == 130
-    assert "goes on from here" in done.err
+    assert f"to go on from here: ghapp setup --signer file:{home()}/kept.pem\n" in done.err
 
 
 @pytest.mark.usefixtures("served")
@@ -408,9 +497,65 @@ async def test_a_dead_key_is_told_and_another_that_is_given_takes_its_place(
 
     assert told.code == 1
     assert "(E22)" in told.err
-    assert told.err.endswith("ghapp: hint: then ghapp setup goes on from here\n")
+    assert told.err.endswith("ghapp: hint: then, to go on from here: ghapp setup --yes\n")
     assert done.code == 0, done.err
     assert old.read_bytes() != (home() / "kept.pem").read_bytes() == fresh
+
+
+@pytest.mark.usefixtures("served")
+async def test_a_key_for_an_app_that_has_one_is_not_used_without_a_word(
+    ghapp: Ghapp, app: App, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registered = register(app, tmp_path)
+    given = ("setup", "--yes", "--app-id", str(app.id), "--no-doctor", "--no-git", "--no-network")
+    fresh = tmp_path / "fresh one.pem"
+    fresh.touch(mode=0o600)
+    fresh.write_bytes(app.add_key())
+
+    same = await ghapp.asked(*given, "--key", key, "--delete-key-file")
+    gone = await ghapp.asked(*given, "--key", key, "--delete-key-file")
+    itself = await ghapp.asked(*given, "--key", registered, "--delete-key-file")
+    other = await ghapp.asked(*given, "--key", fresh, "--signer", f"file:{tmp_path}/kept.pem")
+    place = await ghapp.asked(*given, "--signer", f"file:{fresh}")
+    elsewhere = await ghapp.asked(*given, "--signer", f"file:{registered}")
+    keyring = await ghapp.asked(*given, "--signer", "keyring:SHA256:other")
+    wrong = await ghapp.asked(*given, "--key", tmp_path / "nothing.pem")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(fresh.read_bytes())))
+    piped = await ghapp.asked(*given, "--key", "-")
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    typed = await ghapp.asked(*given, "--key", "-")
+
+    for done in (same, gone, itself, other, place, elsewhere, keyring, wrong, piped, typed):
+        assert done.code == 0, done.err
+        assert len(config.load(config.config_file()).apps[0].keys) == 1
+    assert "   acme-bot has the key SHA256:" in same.err
+    assert not key.exists()
+    assert "was not used" not in same.err + gone.err + itself.err + elsewhere.err
+    assert registered.exists()
+    assert f"warning: {fresh} was not used: acme-bot has a key that works\n" in other.err
+    add = f"hint: to add it: ghapp key add '{fresh}' --app acme-bot --signer file:{tmp_path}/kept.pem\n"
+    assert add in other.err
+    assert f"hint: to add it: ghapp key add --app acme-bot --signer 'file:{fresh}'\n" in place.err
+    assert "keyring:SHA256:other was not used" in keyring.err
+    assert "was not used: acme-bot has a key that works; cannot read" in wrong.err
+    assert "hint: to add it: ghapp key add FILE --app acme-bot\n" in wrong.err
+    for done in (piped, typed):
+        assert "hint: to add it: ghapp key add - --app acme-bot < FILE\n" in done.err
+    (command,) = re.findall("to add it: ghapp (.*)", other.err)
+    added = await ghapp.asked(*shlex.split(command))
+    assert added.code == 0, added.err
+
+
+@pytest.mark.usefixtures("served")
+async def test_several_apps_are_named_in_a_sentence(ghapp: Ghapp, app: App, github: StandIn, tmp_path: Path) -> None:
+    register(app, tmp_path)
+    register(github.add_app("other-bot", PERMISSIONS), tmp_path)
+
+    done = await ghapp.asked("setup", "--yes", "--no-doctor", "--signer", f"file:{tmp_path}/none.pem")
+
+    assert "1. The app: acme-bot and other-bot are registered, and GitHub accepts a key of each\n" in done.err
+    assert "none.pem was not used: acme-bot and other-bot have keys that work; cannot open" in done.err
+    assert "hint: to add it: ghapp key add --app NAME --signer" in done.err
 
 
 @pytest.mark.usefixtures("served", "app")
@@ -457,6 +602,63 @@ async def test_proxy_and_ca_of_the_shell_are_kept_but_never_a_password(
         "no_proxy": "example.org",
         "ca_file": str(github.ca_file),
     }
+
+
+@pytest.mark.usefixtures("served")
+@pytest.mark.parametrize(
+    ("options", "answer", "kept"), [((), "shell", "new"), ((), "", "old"), (("--yes",), None, "old")]
+)
+async def test_another_proxy_or_ca_than_the_configured_one_is_offered_and_never_taken_silently(
+    guided: Guided,
+    github: StandIn,
+    app: App,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    *,
+    options: tuple[str, ...],
+    answer: str | None,
+    kept: str,
+) -> None:
+    register(app, tmp_path)
+    old = {
+        "proxy": github.proxy_url.replace("127.0.0.1", "localhost"),
+        "no_proxy": "old.example",
+        "ca_file": str(tmp_path / "old.crt"),
+    }
+    shutil.copyfile(github.ca_file, old["ca_file"])
+    config.edit(config.config_file(), lambda document: document.setdefault("network", {}).update(old))
+    monkeypatch.setenv("NO_PROXY", "new.example")
+    answers = () if answer is None else (answer, answer)
+
+    done = await guided.answers(*answers, options=("--no-doctor", "--no-git", *options))
+
+    new = {"proxy": github.proxy_url, "no_proxy": "new.example", "ca_file": str(github.ca_file)}
+    assert done.code == 0, done.err
+    found = config.load(config.config_file()).network
+    assert {key: found[key] for key in new} == (new if kept == "new" else old)
+    names = [urlsplit(one["proxy"]).netloc for one in (old, new)]
+    assert f"network.proxy in {config.config_file()} is {names[0]}, HTTPS_PROXY of this shell {names[1]}" in done.err
+    assert ("; the configured one is used" in done.err) == (answer is None)
+    assert (f"hint: if that is the old one: edit {config.config_file()}, then: ghapp daemon restart" in done.err) == (
+        answer is None
+    )
+
+
+@pytest.mark.usefixtures("served")
+async def test_a_proxy_with_a_password_is_neither_shown_nor_offered(
+    guided: Guided, github: StandIn, app: App, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    register(app, tmp_path)
+    config.edit(
+        config.config_file(), lambda document: document.setdefault("network", {}).update(proxy=github.proxy_url)
+    )
+    monkeypatch.setenv("HTTPS_PROXY", "http://somebody:secret@proxy.example:3128")
+
+    done = await guided.answers(options=("--no-doctor", "--no-git"))
+
+    assert done.code == 0, done.err
+    assert "HTTPS_PROXY of this shell proxy.example:3128; the configured one is used" in done.err
+    assert "secret" not in done.err
 
 
 def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

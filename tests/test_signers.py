@@ -78,7 +78,9 @@ def test_nothing_is_read_before_it_is_needed(tmp_path: Path) -> None:
         signer.sign(b"x")
 
     assert caught.value.message == f"cannot open {tmp_path}/absent.pem: No such file or directory"
-    assert caught.value.hint == f"put the key at {tmp_path}/absent.pem, or 'ghapp app add' again with --key"
+    assert caught.value.hint == (
+        f"put the key there, or: ghapp key add FILE --app acme-bot --signer file:{tmp_path}/absent.pem"
+    )
 
 
 def test_a_file_that_may_not_be_opened_is_to_be_looked_at(tmp_path: Path) -> None:

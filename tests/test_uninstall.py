@@ -1,6 +1,7 @@
 """`ghapp uninstall`: everything out again, and nothing else."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -261,16 +262,54 @@ def test_our_lines_in_a_repository_are_named_with_what_removes_them(
 
 
 @pytest.mark.parametrize(
-    ("prefix", "command"),
+    ("prefix", "receipt", "command"),
     [
-        ("/home/me/.local/share/uv/tools/ghapp", "uv tool uninstall ghapp"),
-        ("/home/me/.local/share/pipx/venvs/ghapp", "pipx uninstall ghapp"),
-        ("/home/me/venv", "pip uninstall ghapp"),
+        ("home/me/.local/share/uv/tools/ghapp", "", "uv tool uninstall ghapp"),
+        ("opt/tools/ghapp", "uv-receipt.toml", "uv tool uninstall ghapp"),
+        ("home/me/.local/share/pipx/venvs/ghapp", "", "pipx uninstall ghapp"),
+        ("opt/pipx-home/ghapp", "pipx_metadata.json", "pipx uninstall ghapp"),
+        ("my venv", "", f"'{sys.executable} here' -m pip uninstall ghapp"),
     ],
 )
 def test_the_package_is_removed_by_what_installed_it(
-    prefix: str, command: str, monkeypatch: pytest.MonkeyPatch
+    prefix: str, receipt: str, command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("sys.prefix", prefix)
+    (tmp_path / prefix).mkdir(parents=True)
+    if receipt:
+        (tmp_path / prefix / receipt).touch()
+    monkeypatch.setattr("sys.prefix", str(tmp_path / prefix))
+    monkeypatch.setattr("sys.executable", f"{sys.executable} here")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: object())
 
     assert uninstall._package_command() == command
+
+
+def test_an_environment_without_pip_is_uvs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    monkeypatch.setattr("sys.prefix", "/opt/venv")
+    monkeypatch.setattr("sys.executable", "/opt/venv/bin/python")
+
+    assert uninstall._package_command() == "uv pip uninstall --python /opt/venv/bin/python ghapp"
+
+
+def test_keys_in_our_own_directory_stay_and_are_named_with_what_removes_them(ghapp: Ghapp, app: App) -> None:
+    keys = config.config_dir() / "keys"
+    keys.mkdir()
+    used, other = keys / "acme-bot.pem", keys / "other one.pem"
+    for path in (used, other):
+        path.touch(mode=0o600)
+        path.write_bytes(app.private_key_pem)
+    table = {"name": app.slug, "app_id": app.id, "keys": [f"file:{used}", "file:/run/secrets/none.pem"]}
+    config.put_app(config.config_file(), table)
+
+    done = ghapp("uninstall", "--yes")
+    (remove,) = re.findall("^ghapp: hint: once nothing needs them: (.*)", done.err, re.MULTILINE)
+
+    for path in (used, other, Path("/run/secrets/none.pem")):
+        assert f"stays: key file {path}\n" in done.err
+    assert "not ours" not in done.err
+    assert remove == f"rm {used} '{other}'"
+    assert sorted(config.config_dir().rglob("*")) == [keys, used, other]
+    assert os.system(remove) == 0  # noqa: S605  # the hint as it stands
+    assert ghapp("uninstall").code == 0
+    assert not config.config_dir().exists()

@@ -11,7 +11,7 @@ import secrets
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from ghapp.credential import Credential, Query, Repository
@@ -57,7 +57,9 @@ BUDGET = 25.0  # seconds for one get; our client gives up at 30, git's own never
 WORK_BUDGET = 23.0  # seconds for one look-up or mint: some are left to hand out a lease that still lives
 REVOKE_BUDGET = 5.0  # seconds for all of them: `daemon stop` waits for it
 REVOKE_AT_ONCE = 10
-PROBE_PAUSES = (0.25, 0.5, 1.0, 2.0, 3.0, 3.0)  # seconds between looks, 10 in all; GitHub's lag is mostly under 4
+PROBE_PAUSES = (0.25, 0.5, 1.0, 2.0, 3.0, 3.0)  # seconds between looks; GitHub's lag is mostly under 4
+PROBE_BUDGET = 10.0  # seconds for pauses and looks: a server that is slow to answer must not cost us the token
+SPARE = 1.0  # seconds of a mint's time that no probe may use: a token that was minted has to be kept
 UNPROBED = 600.0  # seconds for which a scope whose probe ran out is not probed again
 RENEW_AGAIN = 30.0  # seconds
 
@@ -209,6 +211,7 @@ class Broker:
         work_budget: float = WORK_BUDGET,
         revoke_budget: float = REVOKE_BUDGET,
         probe_pauses: Sequence[float] = PROBE_PAUSES,
+        probe_budget: float = PROBE_BUDGET,
         recorder: Recorder | None = None,
     ) -> None:
         self._clock = clock
@@ -223,6 +226,7 @@ class Broker:
         self._restraint = Restraint()
         self._probe = True
         self._probe_pauses = probe_pauses
+        self._probe_budget = probe_budget
         self._unprobed_until: dict[Scope, float] = {}
         self._renewals: dict[Scope, asyncio.TimerHandle] = {}
         self._grants: set[str] = set()
@@ -583,7 +587,7 @@ class Broker:
         for issuer in self._issuers:
             if issuer.app.api == lease.scope.api:
                 return issuer
-        raise ConfigError(f"no app on {lease.scope.api} is configured any more", hint="ghapp app add --help")
+        raise ConfigError(f"no app on {lease.scope.api} is configured any more", hint="ghapp setup")
 
     async def revoke_all(self) -> tuple[int, int]:
         """End every token at GitHub, in the time there is; return how many are dead, and how many may not be."""
@@ -772,12 +776,15 @@ class Broker:
             self.hits += 1
             return held
         try:
-            return await asyncio.shield(flight)
+            fresh = await asyncio.shield(flight)
         except Failed:
             held = self._book.find(order.scope, self._clock.boot(), at_least=LAST_RESORT)
             if held is None:
                 raise
             return held
+        if fresh.remaining(self._clock.boot()) < LAST_RESORT:  # the lid was closed before we had our turn
+            return await self.lease(order)
+        return fresh
 
     def _renew_ahead(self, order: "Order") -> None:
         """Replace the lease in the background if its end is near and somebody used it lately; else look later.
@@ -787,15 +794,22 @@ class Broker:
         self._renewals.pop(order.scope, None)
         now = self._clock.boot()
         held = self._book.find(order.scope, now, at_least=LAST_RESORT)
-        if held is None or order.issuer not in self._issuers:
+        issuer = next((each for each in self._issuers if _is_same(each.app, order.issuer.app)), None)
+        if held is None or issuer is None:
             return
+        order = replace(order, issuer=issuer)  # a new configuration has new ones
         left = held.remaining(now) - RENEW_AHEAD
         if left > 0:
             self._renew_in(left, order)
         elif self._book.used_within(order.scope, RECENTLY, now):
-            self._flights.begin(order.scope, lambda: self._mint(order))
+            self._flights.begin(order.scope, lambda: self._mint_again(order))
             # If that fails, the next use tries again, and so do we until the lease is dead.
             self._renew_in(RENEW_AGAIN, order)
+
+    async def _mint_again(self, order: "Order") -> Lease:
+        if await order.issuer.fingerprint() != order.scope.key:
+            raise KeyUnavailable("the app has another key by now")
+        return await self._mint(order)
 
     def _renew_in(self, seconds: float, order: "Order") -> None:
         """Set the one timer of the scope; one for each mint would live as long as the use goes on."""
@@ -822,7 +836,8 @@ class Broker:
 
     async def _mint_unnoted(self, order: "Order") -> Lease:
         issuer, scope = order.issuer, order.scope
-        now = self._clock.boot
+        now, awake = self._clock.boot, asyncio.get_running_loop().time
+        end = awake() + self._flights.limit - SPARE
         self._restraint.raise_remembered((scope.api, scope.issuer), now())  # what is not sent is not counted
         pace = self._restraint.count_mint(scope, (scope.api, scope.issuer), now(), scope.grant)
         will_probe = self._will_probe(order)
@@ -838,13 +853,14 @@ class Broker:
         ends = min(issued.ends, now() + MAX_LIFE)
         wrong = wider_than(scope, issued.permissions, issued.repository_selection, issued.repositories)
         if not wrong and will_probe:
-            await self._prove(order, issued.token)
+            await self._prove(order, issued.token, min(self._probe_budget, end - awake()))
         if not wrong and ends - now() < LAST_RESORT:  # after the probe: the lid may have been closed meanwhile
             wrong = f"it ends in {ends - now():.0f} s"
         if wrong:
-            raise BadAnswer(
+            pace.error = BadAnswer(
                 f"GitHub issued another token than was asked for: {wrong}; it {await _revoked(issuer, issued.token)}"
             )
+            raise pace.error
         lease = self._lease_of(order, issued, ends)
         try:
             self._raise_if_locked()
@@ -880,15 +896,17 @@ class Broker:
             return False
         return self._clock.boot() >= self._unprobed_until.get(order.scope, 0.0)
 
-    async def _prove(self, order: "Order", token: str) -> None:
-        """Wait until the git servers know the token: for seconds they may answer 404, and git does not try again."""
+    async def _prove(self, order: "Order", token: str, seconds: float) -> None:
+        """Wait, at most so long, until the git servers know the token: they may answer 404, and git gives up then."""
         assert order.repository is not None  # noqa: S101  # _will_probe said so
-        for pause in self._probe_pauses:
-            if self.locked or await order.issuer.sees(order.repository, token):
-                return
-            with suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self._locked.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                for pause in self._probe_pauses:
+                    if self.locked or await order.issuer.sees(order.repository, token):
+                        return
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(pause):
+                            await self._locked.wait()
         self._unprobed_until[order.scope] = self._clock.boot() + UNPROBED
 
     async def _asking(self, issuer: TokenIssuer, call: Callable[[], Awaitable[Result]]) -> Result:
@@ -922,6 +940,11 @@ async def _scope(
         permissions=permissions,
         grant=grant,
     )
+
+
+def _is_same(one: App, other: App) -> bool:
+    """Tell whether the configuration says the same of both, whichever keys they have."""
+    return replace(one, keys=()) == replace(other, keys=())
 
 
 def _lendable_on(

@@ -53,6 +53,8 @@ class GhappError(Exception):
     """A failure with a stable code, a cause, and what to do next."""
 
     code = "E00"
+    usual_hint = ""
+    """What to do next where whoever raises it knows nothing better."""
     stops_git = True
     """Whether git must stop (``quit=1``) instead of asking the next helper or the person at the terminal."""
     remember = 3.0
@@ -64,7 +66,7 @@ class GhappError(Exception):
     def __init__(self, message: str, *, hint: str = "", inherited: bool = False) -> None:
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = hint or self.usual_hint
         self.inherited = inherited
         """Whether the cause is in the environment the daemon was started in: one started now may have a better one."""
 
@@ -173,12 +175,14 @@ class Forbidden(Failed):
     """GitHub refuses for a reason of its own, given in its words."""
 
     code = "E18"
+    usual_hint = "compare the app's settings on GitHub with what it needs: ghapp doctor"
 
 
 class RateLimited(Failed):
     """GitHub asked us to wait that many seconds."""
 
     code = "E26"
+    usual_hint = "wait; tokens that are held are still handed out: ghapp leases"
 
     def __init__(self, message: str, *, wait: float, hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -195,6 +199,7 @@ class BadAnswer(Failed):
     """An answer that cannot be used."""
 
     code = "E28"
+    usual_hint = "try again; if it goes on: ghapp doctor, and https://www.githubstatus.com"
 
 
 class KeyUnavailable(Failed):

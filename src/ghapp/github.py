@@ -44,7 +44,7 @@ from ghapp.errors import (
 )
 from ghapp.git_edge import GitEdge
 from ghapp.installation import ALL, Installation, InstallationId, Scope, permissions_of
-from ghapp.key_choice import Identity, Key, Verdicts, none_works
+from ghapp.key_choice import Identity, Key, Verdicts, none_works, pages
 from ghapp.network import Network, http_client, is_inherited, mend
 from ghapp.routing import App, Place
 from ghapp.wire import printable
@@ -68,6 +68,8 @@ MAX_PAGES = 1_000  # 100,000 installations; a list that points to itself must en
 _TOKEN = re.compile(r"[!-~]{1,4096}")  # opaque; nothing that git's protocol could read as something else
 _TIME = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(?:\.\d+)?(?:Z|[+-]\d{2}:\d{2})")
 _UNKNOWN_APP = "Integration not found"  # with 404, which else says that something is not installed
+_UNKNOWN_ISSUER = ("'Issuer' claim ('iss')", "Missing 'issuer' claim")
+"""With 401: the id is of no app, or a client ID that an old Enterprise Server does not know; not the key's fault."""
 _TIME_MESSAGES = (
     "'Expiration time' claim ('exp')",
     "'Issued at' claim ('iat')",
@@ -108,8 +110,8 @@ class Answer:
     @property
     def rejects_key(self) -> bool:
         """Tell whether it was GitHub, and the key that it did not like."""
-        is_about_time = self.message.startswith(_TIME_MESSAGES)
-        return self.status == httpx.codes.UNAUTHORIZED and bool(self.message) and not is_about_time
+        is_about_another = self.message.startswith(_TIME_MESSAGES + _UNKNOWN_ISSUER)
+        return self.status == httpx.codes.UNAUTHORIZED and bool(self.message) and not is_about_another
 
     @property
     def accepts_key(self) -> bool:
@@ -249,7 +251,9 @@ class GitHub:
         except httpx.ProxyError as caught:
             status = re.match(r"\d{3}", str(caught))
             why = f"the proxy {proxy} refused to connect to {name}" + (f" (HTTP {status[0]})" if status else "")
-            error = self._blame_the_proxy(why)
+            # That it wants another password may be cured by whoever starts us next; what it thinks of a host is not.
+            stale = status is not None and int(status[0]) == httpx.codes.PROXY_AUTHENTICATION_REQUIRED
+            error = self._blame_the_proxy(why, stale=stale)
         except httpx.TimeoutException:
             error = NetworkFailed(f"{proxy or name} did not answer in time", hint=_CHECK_NETWORK)
         except httpx.ConnectError as caught:
@@ -272,16 +276,17 @@ class GitHub:
                 return TlsFailed(f"no TLS connection to {self._host} ({cause.reason})", hint=_CHECK_NETWORK)
         if proxy:
             why = f"cannot connect to the proxy {proxy}, on the way to {self._host}"
-            return self._blame_the_proxy(why)
+            return self._blame_the_proxy(why, stale=True)
         if any("gaierror" in type(cause).__name__ for cause in chain):
             return NetworkFailed(f"cannot resolve {self._host}", hint=_CHECK_WAY)
         return NetworkFailed(f"cannot connect to {self._host}", hint=_CHECK_WAY)
 
-    def _blame_the_proxy(self, why: str) -> ProxyFailed:
+    def _blame_the_proxy(self, why: str, *, stale: bool) -> ProxyFailed:
         origin = self._network.proxy_origin
-        return ProxyFailed(why, hint=mend(origin), inherited=is_inherited(origin))
+        return ProxyFailed(why, hint=mend(origin), inherited=stale and is_inherited(origin))
 
 
+_FAILING = httpx.codes.INTERNAL_SERVER_ERROR
 _SEE_STATUS = "see https://www.githubstatus.com"
 _CHECK_NETWORK = "check the network, and https://www.githubstatus.com"
 _CHECK_WAY = "check the network; where a proxy is needed: set HTTPS_PROXY, then: ghapp daemon restart"
@@ -377,7 +382,7 @@ class AppClient:
             except KeyUnavailable as error:
                 failures.append((key, error))
         if not self._fingerprint:
-            raise none_works(self._app.name, self._app.issuer, failures)
+            raise none_works(self._app.name, self._app.issuer, failures, host=self._app.host)
         return self._fingerprint
 
     async def _name(self, key: Key) -> str:
@@ -510,7 +515,7 @@ class AppClient:
             except (AppRejected, KeyUnavailable) as error:
                 failures.append((key, error))
         else:
-            raise none_works(self._app.name, self._app.issuer, failures)
+            raise none_works(self._app.name, self._app.issuer, failures, host=self._app.host)
         if answer.status not in accept or answer.message == _UNKNOWN_APP:
             raise self._refusal(answer)
         if answer.body is None and not answer.is_redirect:
@@ -632,17 +637,19 @@ class AppClient:
         wait = _asked_to_wait(answer, self._github.server_now())
         if wait is not None:
             until = datetime.fromtimestamp(self._github.server_now() + wait, tz=UTC).astimezone()
-            return RateLimited(f"GitHub limits this app's requests until {until:%H:%M:%S}", wait=wait)
-        if status >= httpx.codes.INTERNAL_SERVER_ERROR:
+            why = "GitHub limits this app's requests" if status < _FAILING else f"GitHub is failing (HTTP {status})"
+            return RateLimited(f"{why} until {until:%H:%M:%S}", wait=wait)
+        if status >= _FAILING:
             host = urlsplit(self._app.api).hostname
             return GitHubFailing(f"{host} is failing (HTTP {status})", hint="see https://www.githubstatus.com")
         if not message:
             return self._not_the_api(answer)  # whoever it was, nothing was said about app or key
         if message.startswith(_TIME_MESSAGES):
             return _clock_rejected()
-        if message == _UNKNOWN_APP:
-            page = f"the app's page: https://{self._app.host}/settings/apps"
-            return AppRejected(f"GitHub knows no app {self._app.issuer}", hint=f"compare the id with {page}")
+        if message == _UNKNOWN_APP or message.startswith(_UNKNOWN_ISSUER):
+            page = f"the app's page: {pages(self._app.host)}"
+            said = "" if message == _UNKNOWN_APP else f": {message}"
+            return AppRejected(f"GitHub knows no app {self._app.issuer}{said}", hint=f"compare the id with {page}")
         if status == httpx.codes.FORBIDDEN and "suspended" in message:
             return Suspended(
                 f"an installation of {self._app.name} is suspended",
@@ -656,20 +663,29 @@ class AppClient:
             )
         if status == httpx.codes.UNPROCESSABLE_ENTITY and "repository" in message:
             return NotSelected(f"GitHub: {message}", hint="select the repository in the installation's settings")
-        return Forbidden(f"GitHub refused (HTTP {status}): {message}")
+        return Forbidden(f"GitHub refused (HTTP {status}): {message}", hint=self._who_can_allow(message))
+
+    def _who_can_allow(self, message: str) -> str:
+        owner = re.search(r"`([A-Za-z0-9-]+)` organization has an IP allow list", message)
+        if owner:
+            page = f"https://{self._app.host}/organizations/{owner[1]}/settings/security"
+            return f"an owner of {owner[1]} has to allow this machine's address: {page}"
+        return ""
 
     def _key_rejected(self, key: Key, message: str) -> AppRejected:
         return AppRejected(
             f"GitHub does not accept the key {key.fingerprint} for app {self._app.issuer}: {message}",
-            hint=f"compare the fingerprint with the app's page: https://{self._app.host}/settings/apps",
+            hint=f"compare the fingerprint with the app's page: {pages(self._app.host)}",
         )
 
 
 def _asked_to_wait(answer: Answer, now: float) -> float | None:
     """Return the seconds that GitHub wants us to stay away: by retry-after, else by reset, else a minute."""
+    after, reset = answer.headers.get("retry-after", ""), answer.headers.get("x-ratelimit-reset", "")
+    if answer.status == httpx.codes.SERVICE_UNAVAILABLE:  # down for so long, by its own word
+        return _between(float(after), 1, 3600) if re.fullmatch(r"\d{1,9}", after) else None
     if answer.status not in {httpx.codes.FORBIDDEN, httpx.codes.TOO_MANY_REQUESTS}:
         return None
-    after, reset = answer.headers.get("retry-after", ""), answer.headers.get("x-ratelimit-reset", "")
     limited = "rate limit" in answer.message or "login attempts" in answer.message
     if after:
         return _between(float(after), 1, 3600) if re.fullmatch(r"\d{1,9}", after) else 60.0

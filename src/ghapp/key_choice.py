@@ -85,7 +85,12 @@ class Verdicts:
         self._gates.pop(key, None)
 
 
-def none_works(app: str, issuer: str, failures: Iterable[tuple[Key, GhappError]]) -> GhappError:
+def pages(host: str) -> str:
+    """Return where the apps of a person and of an organisation are; whose one is, GitHub tells nobody it rejects."""
+    return f"https://{host}/settings/apps, an organisation's: https://{host}/organizations/ORG/settings/apps"
+
+
+def none_works(app: str, issuer: str, failures: Iterable[tuple[Key, GhappError]], *, host: str) -> GhappError:
     """Return the error that says why none of the app's keys works; a single key speaks for itself.
 
     Where one of them may come back by itself (a locked keyring), that decides code, hint, and how soon to try again.
@@ -101,4 +106,4 @@ def none_works(app: str, issuer: str, failures: Iterable[tuple[Key, GhappError]]
     message = f"no key of app {issuer} works: {parts}"
     if missing is not None:
         return type(missing)(message, hint=missing.hint)
-    return AppRejected(message, hint=f"make a key at the app's page on GitHub, then: ghapp key add FILE --app {app}")
+    return AppRejected(message, hint=f"make a key at {pages(host)}; then: ghapp key add FILE --app {app}")

@@ -30,7 +30,10 @@ PUBLIC_EXPONENT = 65537
 MAX_PEM = 64 * 1024  # an RSA-16384 key is 13 KB
 
 _PREFIX = b"rsa1:"
-_HINT = "download a key at https://github.com/settings/apps > your app > Private keys"
+_HINT = (
+    "generate one below Private keys on the app's page: https://github.com/settings/apps, "
+    "an organisation's: https://github.com/organizations/ORG/settings/apps"
+)
 
 
 def load_key(pem: bytes, *, source: str) -> RSAPrivateKey:

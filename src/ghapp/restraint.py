@@ -19,7 +19,7 @@ REVOCATIONS = 150  # a minute and API; GitHub counts five points each, and refus
 MINTS_OF_A_GRANT = 30  # a minute; whoever borrows must not use up the app's
 MINUTE = 60.0
 LEEWAY = 1.0  # seconds: what we sent a minute ago may have arrived a little later
-MAX_FAILURES = 1_000  # remembered errors; names come from URLs that strangers write
+MAX_FAILURES = 1_000  # remembered errors of requests; their names come from URLs that strangers write
 
 Result = TypeVar("Result")
 
@@ -43,7 +43,8 @@ class Flights:
     """Work under way, by what it is for: whoever wants the same joins."""
 
     def __init__(self, limit: float) -> None:
-        self._limit = limit
+        self.limit = limit
+        """Seconds for each."""
         self._flights: dict[Hashable, asyncio.Task[Any]] = {}
 
     def __len__(self) -> int:
@@ -75,7 +76,7 @@ class Flights:
 
     async def _work(self, start: Callable[[], Awaitable[Result]]) -> Result:
         """Run with an end of its own: nobody may be left to wait for it, and it must not hold its key for ever."""
-        async with within(self._limit):
+        async with within(self.limit):
             return await start()
 
 
@@ -84,14 +85,21 @@ class Restraint:
 
     def __init__(self) -> None:
         self._failures: dict[Hashable, tuple[GhappError, float]] = {}
+        self._refusals: dict[Hashable, tuple[AppRejected | RateLimited, float]] = {}
+        """Those that concern a whole app; apart, so that many failed requests do not push them out."""
         self._proven: set[Hashable] = set()
         self._gates: dict[Hashable, asyncio.Lock] = {}
         self._paces: dict[Hashable, Pace] = {}
         self._revocations: dict[Hashable, Pace] = {}
 
     def forget(self) -> None:
-        """Ask again whatever was refused; how often tokens were minted is not forgotten."""
+        """Ask again whatever was refused.
+
+        Not forgotten is how often tokens were minted, and until when GitHub wants us to stay away: whoever goes on
+        asking may be banned.
+        """
         self._failures.clear()
+        self._refusals = {key: held for key, held in self._refusals.items() if isinstance(held[0], RateLimited)}
         self._proven.clear()
         self._gates.clear()
 
@@ -129,6 +137,9 @@ class Restraint:
 
         One that is told because it is remembered is not remembered for longer by being told.
         """
+        if isinstance(error, AppRejected | RateLimited):
+            self._refusals[key] = (error, now + error.remember)
+            return
         told = [until for known, until in self._failures.values() if known is error and until > now]
         while len(self._failures) >= MAX_FAILURES:
             del self._failures[next(iter(self._failures))]
@@ -136,15 +147,14 @@ class Restraint:
 
     def raise_remembered(self, key: Hashable, now: float) -> None:
         """Raise what is remembered for `key`."""
-        error, until = self._failures.get(key, (None, 0.0))
-        if error is None:
-            return
-        if now < until:
-            raise error.with_traceback(None)
-        del self._failures[key]
+        for book in (self._refusals, self._failures):
+            error, until = book.get(key, (None, 0.0))
+            if error is not None and now < until:
+                raise error.with_traceback(None)
+            book.pop(key, None)
 
     def __len__(self) -> int:
-        return len(self._failures)
+        return len(self._failures) + len(self._refusals)
 
     def count_mint(self, scope: Hashable, app: Hashable, now: float, grant: str = "") -> Pace:
         """Count one more mint, or raise the last error if that would be too many within a minute."""
@@ -179,7 +189,7 @@ class Restraint:
     def wait_to_revoke(self, api: Hashable, now: float) -> float:
         """Return the seconds until one more token may be revoked; 0 is now."""
         pace = self._revocations.setdefault(api, Pace())
-        _, until = self._failures.get(("revocations", api), (None, 0.0))
+        _, until = self._refusals.get(("revocations", api), (None, 0.0))
         wait = pace.times[0] + MINUTE + LEEWAY - now if pace.recent(now - LEEWAY) >= REVOCATIONS else 0.0
         return max(wait, until - now, 0.0)
 

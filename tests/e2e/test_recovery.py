@@ -83,7 +83,7 @@ def test_the_same_command_succeeds_with_a_new_token_where_git_can_come_back(
 @pytest.mark.timeout(600)
 @NEW_GITS
 @pytest.mark.parametrize("client", ["git's own", "ours"])
-def test_a_git_that_comes_back_ends_within_three_requests_when_every_post_is_rejected(
+def test_a_git_whose_every_post_is_rejected_ends_within_three_requests_as_ghapp_never_continues_twice(
     chroot: Chroot,  # noqa: F811  # the fixture
     machine: Machine,
     client: str,
@@ -101,7 +101,7 @@ def test_a_git_that_comes_back_ends_within_three_requests_when_every_post_is_rej
     machine.end()
 
 
-def test_an_old_git_ends_within_three_requests_when_every_post_is_rejected(ready: Machine) -> None:
+def test_an_old_git_whose_every_post_is_rejected_ends_within_three_requests(ready: Machine) -> None:
     ready.github.settings.reject_every_post = True
 
     done = ready.git("ls-remote", ROCKET, check=False)

@@ -286,7 +286,27 @@ def test_ctrl_c_at_a_question_keeps_what_is_done_and_the_next_run_goes_on(machin
 
     for stopped in (first, second):
         assert stopped.text.endswith(
-            "\nghapp: error: interrupted; what is done stays\nghapp: hint: ghapp setup goes on from here\n"
+            "\nghapp: error: interrupted; what is done stays\nghapp: hint: to go on from here: ghapp setup\n"
         )
     assert "1. The app: acme-bot is registered, and GitHub accepts its key\n" in third.text
+    machine.git("ls-remote", "https://github.com/acme/rocket")
+
+
+@pytest.mark.usefixtures("desktop")
+def test_ctrl_c_while_it_waits_for_the_installation_ends_it_and_the_hint_goes_on(machine: Machine) -> None:
+    machine.github.add_repository("acme/rocket", files={"README.md": "# Rocket\n"})
+    browser, person = Browser(machine), Person(machine.github)
+
+    first = Terminal(machine, "ghapp", "setup", "--create", "--org", "acme")
+    person.go(browser.opened(1))
+    first.expect("waiting for the installation")
+    first.type("\x03")
+    assert first.done() == 130
+    (mend,) = re.findall("^ghapp: hint: to go on from here: (.*)$", first.text, re.MULTILINE)
+    person.install(browser.opened(2))
+    second = Terminal(machine, "sh", "-c", f"{mend} --yes")
+
+    assert second.done() == 0, second.text
+    assert mend == "ghapp setup --create --org acme"
+    assert len(machine.github.apps) == 1
     machine.git("ls-remote", "https://github.com/acme/rocket")

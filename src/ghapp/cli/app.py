@@ -19,7 +19,7 @@ from ghapp.cli.key_import import (
     store_in_file,
     store_in_keyring,
 )
-from ghapp.cli.output import Group, confirm, hint, json_option, print_json, print_table, say, warn
+from ghapp.cli.output import Group, confirm, hint, json_option, print_json, print_table, say, say_no_app, typed, warn
 from ghapp.errors import ConfigError, KeyUnavailable, UsageError
 from ghapp.keystore import KeyStore
 from ghapp.routing import App
@@ -32,6 +32,17 @@ def _names(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> lis
     except ConfigError:
         return []  # the shell has no place for the reason
     return [CompletionItem(entry.name) for entry in apps if entry.name.startswith(incomplete)]
+
+
+class AppId(click.IntRange):
+    """The number of an app."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number; raises `click.BadParameter`, which says where it stands."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"{value!r} is not the number that the app's page shows as App ID", param, ctx)
 
 
 @click.group(cls=Group)
@@ -47,7 +58,7 @@ def app() -> None:
 @app.command()
 @click.argument("name", required=False)
 @click.option("--client-id", default="", metavar="ID", help="The app's client ID (preferred by GitHub).")
-@click.option("--app-id", type=click.IntRange(min=1), metavar="N", help="The app's numeric ID.")
+@click.option("--app-id", type=AppId(min=1), metavar="N", help="The app's numeric ID.")
 @click.option(
     "--key", type=click.Path(), metavar="FILE", help="The private key that GitHub let you download; - reads stdin."
 )
@@ -149,7 +160,7 @@ def _register(given: App, name: str | None, key: str | None, *, verify: bool) ->
     """Store the key, ask GitHub, switch the configuration, and only then let go of what was there before."""
     before = config.load(config.config_file())
     store = KeyStore(before.keyring_backend)
-    stored, settled = _put_key(key, given, store), None
+    stored, settled = _put_key(key, given, store, verify=verify), None
     try:
         found = verify_app(replace(given, keys=(stored.reference,))) if verify else {}
         known = replace(
@@ -225,9 +236,12 @@ def _is_same(one: str, other: str) -> bool:
         return False
 
 
-def _put_key(key: str | None, app: App, store: KeyStore) -> Stored:
+def _put_key(key: str | None, app: App, store: KeyStore, *, verify: bool) -> Stored:
     (reference,) = app.keys
     if key is None:
+        path = Path(reference.removeprefix("file:"))
+        if verify and path.is_absolute() and not path.exists():  # unverified it may come with the next mount
+            raise KeyUnavailable(f"there is no file {path}", hint=f"put the key there, or: {typed(key='FILE')}")
         return Stored(reference, lambda: None)
     if reference == "keyring":
         return store_in_keyring(key, app, store)
@@ -281,8 +295,7 @@ def list_apps(*, as_json: bool) -> None:
         print_json([_entries(entry) for entry in apps])
         return
     if not apps:
-        say("no app is registered")
-        hint("ghapp app add --help")
+        say_no_app()
         return
     rows = ((entry.name, entry.host, entry.app_id or "", entry.client_id, ", ".join(entry.keys)) for entry in apps)
     print_table(("NAME", "HOST", "APP ID", "CLIENT ID", "KEYS"), rows)
@@ -316,6 +329,8 @@ def show(*, name: str, as_json: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def remove(*, name: str, yes: bool) -> None:
     """Forget an app, and its key in the keyring; a key in a file stays there.
+
+    It asks on a terminal; without one it goes ahead.
 
     \b
     Example:

@@ -10,6 +10,7 @@ import getpass
 import os
 import resource
 import secrets
+import shlex
 import subprocess
 import sys
 import threading
@@ -26,8 +27,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from ghapp import autostart, config, page
 from ghapp.cli.daemon_client import call, call_if_running
 from ghapp.cli.host import check_host
-from ghapp.cli.key_import import Stored, store_pem_in_file, store_pem_in_keyring
-from ghapp.cli.output import counted, hint, json_option, print_json, say, say_error, warn
+from ghapp.cli.key_import import Stored, check_directory, store_pem_in_file, store_pem_in_keyring
+from ghapp.cli.output import counted, hint, json_option, print_json, say, say_error, typed, warn
 from ghapp.cli.token import parse_permissions
 from ghapp.errors import AppRejected, GhappError, KeyLost, KeyUnavailable, RateLimited, UsageError
 from ghapp.keystore import KeyStore
@@ -66,13 +67,14 @@ class KeyPlace:
             return
         path = Path(self.reference.removeprefix("file:"))
         if path.exists() or path.is_symlink():
-            raise UsageError(f"{path} exists", hint="give another path: ghapp app create --signer file:PATH")
+            raise UsageError(f"{path} exists", hint=f"give another path: {typed(signer='file:PATH')}")
+        check_directory(path)
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with TemporaryFile(dir=path.parent):
                 pass
         except OSError as error:
-            raise KeyUnavailable(f"cannot write to {path.parent}: {error.strerror}", hint=_ELSEWHERE) from None
+            raise KeyUnavailable(f"cannot write to {path.parent}: {error.strerror}", hint=_elsewhere()) from None
 
     def _check_keyring(self, host: str) -> None:
         account = f"{host}/probe"  # always the same: what a kill leaves behind is overwritten
@@ -80,7 +82,7 @@ class KeyPlace:
             self.store.write(account, rsa.generate_private_key(PUBLIC_EXPONENT, 2048))
             self.store.delete(account)
         except KeyUnavailable as error:
-            raise type(error)(error.message, hint=f"unlock the keyring, or {_ELSEWHERE}") from None
+            raise type(error)(error.message, hint=f"unlock the keyring, or {_elsewhere()}") from None
 
     def put(self, pem: bytes, app: App) -> Stored:
         """Store the key. Raises `KeyUnavailable` and `UsageError`."""
@@ -89,7 +91,8 @@ class KeyPlace:
         return store_pem_in_file(pem, Path(self.reference.removeprefix("file:")), source="GitHub's answer")
 
 
-_ELSEWHERE = "name a file for the key: ghapp app create --signer file:PATH"
+def _elsewhere() -> str:
+    return f"name a file for the key: {typed(signer='file:PATH')}"
 
 
 def key_place(signer: str | None, store: KeyStore) -> KeyPlace:
@@ -183,7 +186,7 @@ def create(
     no_install_wait: bool,
     wait: float,
     as_json: bool,
-) -> None:
+) -> int:
     """Create a GitHub App in the browser, and store its key.
 
     A page on this machine shows what will be created and leads to GitHub, where
@@ -208,15 +211,21 @@ def create(
     created.registered = replace(created.registered, pem=b"")  # stored; the wait may be long
     say(f"install it: {created.registered.install_url}")
     if not no_install_wait and not created.interrupted:
-        if created.by_browser:
-            start_browser(created.registered.install_url)
-        report["installations"] = wait_for_installation(created, wait)
+        try:
+            if created.by_browser:
+                start_browser(created.registered.install_url)
+            report["installations"] = wait_for_installation(created, wait)
+        except KeyboardInterrupt:
+            created.interrupted = True
     if as_json:
         print_json(report)
     else:
         for entry in report["installations"]:
             click.echo(f"installed    on {entry['account']} ({entry['repository_selection']} repositories)")
+    if created.interrupted:
+        say_error("interrupted; the app is registered, and its key stored")
     hint("ghapp setup-git" if report["installations"] else "once it is installed: ghapp setup-git")
+    return 130 if created.interrupted else 0
 
 
 def new_draft(name: str | None, org: str, host: str, permissions: Mapping[str, str]) -> Draft:
@@ -257,7 +266,7 @@ def _another_place(created: Created, place: KeyPlace) -> KeyPlace:
     app = created.registered
     lost = KeyLost(
         f"the app {app.slug} exists, and its key could not be stored: {problem.message}",
-        hint=f"generate another at {app.settings_url}, then: ghapp app add --app-id {app.app_id} --key FILE",
+        hint=f"generate another at {app.settings_url}, then: {_add_command(app)} --key FILE",
     )
     if not sys.stdin.isatty() or not sys.stderr.isatty():
         raise lost
@@ -293,12 +302,16 @@ def _keep(created: Created, place: KeyPlace) -> None:
         config.put_app(config.config_file(), table)
     except (GhappError, OSError) as error:
         why = error.strerror if isinstance(error, OSError) else error
-        option = "" if app.host == config.GITHUB else f" --host {app.host}"
         raise KeyLost(
             f"the key of {app.slug} is stored, and {config.config_file()} cannot be written: {why}",
-            hint=f"mend that, then: ghapp app add --app-id {app.app_id}{option} --signer '{stored.reference}'",
+            hint=f"mend that, then: {_add_command(app)} --signer {shlex.quote(stored.reference)}",
         ) from None
     created.known = known
+
+
+def _add_command(app: Registered) -> str:
+    elsewhere = "" if app.host == config.GITHUB else f" --host {app.host}"
+    return f"ghapp app add --app-id {app.app_id}{elsewhere}"
 
 
 def _names(slug: str) -> Iterator[str]:
@@ -488,39 +501,35 @@ _OPEN = "import sys, webbrowser; sys.exit(not webbrowser.open(sys.stdin.read()))
 
 
 def wait_for_installation(created: Created, limit: float) -> list[dict[str, Any]]:
-    """Return the app's installations once there is one; none when `limit` is over or somebody presses Ctrl-C."""
+    """Return the app's installations once there is one; none when `limit` is over."""
     app = created.known
     assert app is not None  # noqa: S101  # for mypy
     end, pause, rejections = time.monotonic() + limit, PAUSE, 0
     problem: GhappError | None = None
-    try:
-        with _progress("waiting for the installation"):
-            while True:
-                try:
-                    found = call(
-                        "verify_app",
-                        host=app.host,
-                        api=app.api,
-                        signer=app.keys[0],
-                        client_id=app.client_id,
-                        app_id=app.app_id,
-                    )
-                except GhappError as error:
-                    problem, pause = error, min(LONGEST_PAUSE, 2 * pause)
-                    if error.code == RateLimited.code:
-                        pause = LONGEST_PAUSE
-                    rejections += error.code == AppRejected.code
-                else:
-                    problem, pause, rejections = None, PAUSE, 0
-                    if found["installations"]:
-                        installations: list[dict[str, Any]] = found["installations"]
-                        return installations
-                if rejections >= REJECTIONS or time.monotonic() + pause > end:
-                    break
-                time.sleep(pause)
-    except KeyboardInterrupt:
-        say("not waiting any longer; the app is registered")
-        return []
+    with _progress("waiting for the installation"):
+        while True:
+            try:
+                found = call(
+                    "verify_app",
+                    host=app.host,
+                    api=app.api,
+                    signer=app.keys[0],
+                    client_id=app.client_id,
+                    app_id=app.app_id,
+                )
+            except GhappError as error:
+                problem, pause = error, min(LONGEST_PAUSE, 2 * pause)
+                if error.code == RateLimited.code:
+                    pause = LONGEST_PAUSE
+                rejections += error.code == AppRejected.code
+            else:
+                problem, pause, rejections = None, PAUSE, 0
+                if found["installations"]:
+                    installations: list[dict[str, Any]] = found["installations"]
+                    return installations
+            if rejections >= REJECTIONS or time.monotonic() + pause > end:
+                break
+            time.sleep(pause)
     warn("the app is not installed yet" if problem is None else f"GitHub could not be asked: {problem}")
     return []
 

@@ -16,7 +16,7 @@ from ghapp import config
 from ghapp.cli import lent
 from ghapp.cli.daemon_client import call, call_if_running
 from ghapp.cli.host import check_host
-from ghapp.cli.output import Group, counted, hint, json_option, print_json, print_table, say, say_error
+from ghapp.cli.output import FIRST, Group, counted, hint, json_option, print_json, print_table, say, say_error
 from ghapp.cli.token import not_a_repository, parse_permissions
 from ghapp.errors import ConfigError, GhappError, GrantRefused, UsageError
 from ghapp.grant import DEFAULT_LIFE, MAX_LIFE, checked_name, patterns_of
@@ -168,7 +168,7 @@ def create(
     if replace and name is None:
         raise click.UsageError("--replace needs --name")
     if not config.load(config.config_file()).apps:
-        raise ConfigError("no app is registered", hint="ghapp app add --help")
+        raise ConfigError("no app is registered", hint=FIRST)
     if name is not None and replace and any(each["name"].lower() == name.lower() for each in _grants()):
         call("grant_revoke", name=name)
     found = call(

@@ -7,7 +7,7 @@ import click
 
 from ghapp import config
 from ghapp.cli.daemon_client import call
-from ghapp.cli.output import hint, json_option, print_json, print_table, say, say_error
+from ghapp.cli.output import hint, json_option, print_json, print_table, say, say_error, say_no_app
 from ghapp.errors import (
     ConfigError,
     DaemonFailed,
@@ -75,8 +75,7 @@ def installations(*, as_json: bool) -> int:
     elif found:
         _print(found)
     elif not config.load(config.config_file()).apps:
-        say("no app is registered")
-        hint("ghapp app add --help")
+        say_no_app()
     elif not unasked:
         say("no app of yours is installed anywhere")
     for error, advice in dict.fromkeys((str(each.error), each.error.hint) for each in unasked):

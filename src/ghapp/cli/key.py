@@ -1,5 +1,6 @@
 """``ghapp key``."""
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +14,12 @@ from ghapp.cli.daemon_client import call, call_if_running
 from ghapp.cli.key_import import (
     forget_keyring_keys,
     hint_at_orphan,
+    offering_a_file,
     read_pem,
     store_pem_in_file,
     store_pem_in_keyring,
 )
-from ghapp.cli.output import Group, confirm, hint, json_option, print_json, print_table, say, warn
+from ghapp.cli.output import FIRST, Group, confirm, hint, json_option, print_json, print_table, say, say_no_app, warn
 from ghapp.errors import (
     AppRejected,
     ConfigError,
@@ -127,11 +129,12 @@ def add(
     if there is not None and _problem(there, store) is None:
         _finish_known(there, file, delete=delete_key_file, as_json=as_json)
         return
-    stored = (
-        store_pem_in_keyring(pem, app, store, source=source)
-        if target is None
-        else store_pem_in_file(pem, target, source=source)
-    )
+    with offering_a_file(app):
+        stored = (
+            store_pem_in_keyring(pem, app, store, source=source)
+            if target is None
+            else store_pem_in_file(pem, target, source=source)
+        )
     try:
         if not no_verify:
             _ask(app, stored.reference)
@@ -166,6 +169,28 @@ def _finish_known(there: Entry, file: str | None, *, delete: bool, as_json: bool
         print_json(details | {"added": False})
     else:
         say(f"{there.app.name} has the key {there.fingerprint} already, as {there.reference}; nothing was changed")
+
+
+def find_key(apps: Sequence[App], file: str | None, signer: str | None) -> Entry | None:
+    """Return the entry that `apps` have for the key in `file`, or where `signer` says; None if there is none.
+
+    Raises `KeyUnavailable` and `click.UsageError` if that key cannot be told.
+    """
+    if file == "-" and sys.stdin.isatty():
+        return None  # nobody was asked to paste it
+    entries = [entry for app in apps for entry in _entries(app)]
+    if file is None and str(signer).startswith("keyring:"):
+        return next((entry for entry in entries if entry.reference == signer), None)
+    target = None if file is not None else _target(signer, file)
+    found = fingerprint_of(load_key(_read(file, target), source="stdin" if file == "-" else str(file or target)))
+    return next((entry for entry in entries if entry.fingerprint == found), None)
+
+
+def delete_copy(there: Entry, file: str) -> None:
+    """Delete `file`, a copy of the key `there`, if that one works without it."""
+    store = KeyStore(config.load(config.config_file()).keyring_backend)
+    if file != "-" and not _is_same(file, there.reference.removeprefix("file:")) and _problem(there, store) is None:
+        Path(file).unlink()
 
 
 def _target(signer: str | None, file: str | None) -> Path | None:
@@ -219,11 +244,14 @@ def list_keys(*, name: str | None, as_json: bool) -> None:
         )
         return
     if not entries:
-        say("no app is registered" if not found.apps else "there is no key")
-        hint("ghapp app add --help" if not found.apps else "ghapp key add --help")
+        if not found.apps:
+            say_no_app()
+            return
+        say("there is no key")
+        hint(f"ghapp key add FILE --app {name or found.apps[0].name}")
         return
     rows = [
-        (entry.app.name, entry.fingerprint or "unknown", entry.reference, "no" if entry.problem else "yes")
+        (entry.app.name, entry.fingerprint or "?", entry.reference, "no" if entry.problem else "yes")
         for entry in entries
     ]
     print_table(("APP", "FINGERPRINT", "SIGNER", "USABLE"), rows)
@@ -252,12 +280,14 @@ def verify(*, fingerprint: str | None, name: str | None, as_json: bool) -> int:
     if fingerprint is not None:
         entries = [_pick(entries, fingerprint)]
     if not entries:
-        raise ConfigError("there is no key to verify", hint="ghapp key add --help" if apps else "ghapp app add --help")
+        raise ConfigError(
+            "there is no key to verify", hint=f"ghapp key add FILE --app {apps[0].name}" if apps else FIRST
+        )
     verdicts = _with_removals([_judge(entry) for entry in _with_progress(entries, quiet=as_json)])
     if as_json:
         print_json([verdict.described() for verdict in verdicts])
     else:
-        rows = [(verdict.entry.app.name, verdict.entry.name, verdict.status) for verdict in verdicts]
+        rows = [(verdict.entry.app.name, verdict.entry.fingerprint or "?", verdict.status) for verdict in verdicts]
         print_table(("APP", "FINGERPRINT", "STATUS"), rows)
         for verdict in verdicts:
             if verdict.error is not None:
@@ -336,7 +366,8 @@ def remove(*, fingerprint: str, name: str | None, yes: bool, force: bool) -> Non
     """Remove a key of an app: from the keyring too, while a file stays.
 
     The beginning of a FINGERPRINT is enough. The last key that GitHub accepts
-    stays, unless --force is given.
+    stays, unless --force is given. It asks on a terminal; without one it goes
+    ahead.
 
     \b
     Example:
@@ -402,7 +433,7 @@ def _the_app(name: str | None) -> App:
         names = ", ".join(app.name for app in apps)
         raise UsageError(f"there are several apps: {names}", hint=f"--app {apps[0].name}")
     if not apps:
-        raise ConfigError("no app is registered", hint="ghapp app add --help")
+        raise ConfigError("no app is registered", hint=FIRST)
     return _chosen(apps, name)[0]
 
 

@@ -3,14 +3,20 @@
 A key is written under a name of its own and read back; the configuration switches; only then the old one goes.
 """
 
+import contextlib
+import itertools
+import os
+import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
+
 from ghapp import config
-from ghapp.cli.output import hint, say
-from ghapp.errors import KeyMissing, KeyUnavailable, UsageError
+from ghapp.cli.output import hint, say, typed
+from ghapp.errors import KeyMissing, KeyringAbsent, KeyUnavailable, UsageError
 from ghapp.keystore import KeyStore
 from ghapp.private_key import MAX_PEM, fingerprint, load_key
 from ghapp.routing import App
@@ -36,7 +42,13 @@ def read_pem(source: str) -> bytes:
         with Path(source).open("rb") as file:
             return file.read(MAX_PEM + 1)
     except OSError as error:
-        raise KeyUnavailable(f"cannot read {source}: {error.strerror}", hint="give the downloaded .pem") from None
+        raise KeyUnavailable(f"cannot read {source}: {error.strerror}", hint=_with_a_file(source)) from None
+
+
+def _with_a_file(source: str) -> str:
+    context = click.get_current_context(silent=True)
+    names = [name for name, value in (context.params if context else {}).items() if value == source]
+    return f"give the downloaded .pem: {typed(**dict.fromkeys(names, 'FILE'))}"
 
 
 def store_in_file(source: str, target: Path) -> Stored:
@@ -47,17 +59,31 @@ def store_in_file(source: str, target: Path) -> Stored:
 def store_pem_in_file(pem: bytes, target: Path, *, source: str) -> Stored:
     """Write a key that is in memory to `target`, for us alone; `source` names it in messages."""
     load_key(pem, source=source)
+    check_directory(target)
     reference = f"file:{target}"
     there = _content(target)
     if there == pem:
         return Stored(reference, lambda: None)
     if there is not None:
-        raise UsageError(f"{target} exists and holds something else", hint="give another path")
+        raise UsageError(
+            f"{target} exists and holds something else", hint=f"give another path: {typed(signer='file:PATH')}"
+        )
     try:
         config.write_atomically(target, pem, mode=0o600)
     except OSError as error:
-        raise KeyUnavailable(f"cannot write {target}: {error.strerror}") from None
+        look = f"ls -ld {shlex.quote(str(target.parent))}"
+        raise KeyUnavailable(f"cannot write {target}: {error.strerror}", hint=look) from None
     return Stored(reference, lambda: target.unlink(missing_ok=True))
+
+
+def check_directory(target: Path) -> None:
+    """Raise `KeyUnavailable` if `target` cannot be written for want of a directory; below our own one is made."""
+    directory = target.parent
+    nearest = next(place for place in (directory, *directory.parents) if place.exists())
+    if nearest != directory and nearest.is_dir() and config.config_dir() not in {directory, *directory.parents}:
+        raise KeyUnavailable(
+            f"cannot write {target}: there is no directory {directory}", hint=f"mkdir -p {shlex.quote(str(directory))}"
+        )
 
 
 def _content(path: Path) -> bytes | None:
@@ -66,12 +92,28 @@ def _content(path: Path) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise KeyUnavailable(f"cannot read {path}: {error.strerror}", hint="give another path") from None
+        raise KeyUnavailable(
+            f"cannot read {path}: {error.strerror}", hint=f"give another path: {typed(signer='file:PATH')}"
+        ) from None
 
 
 def store_in_keyring(source: str, app: App, store: KeyStore) -> Stored:
     """Put the key from `source` into the keyring, where the keyring may ask a person to unlock it."""
-    return store_pem_in_keyring(read_pem(source), app, store, source="stdin" if source == "-" else source)
+    with offering_a_file(app):
+        return store_pem_in_keyring(read_pem(source), app, store, source="stdin" if source == "-" else source)
+
+
+@contextlib.contextmanager
+def offering_a_file(app: App) -> Iterator[None]:
+    """Let the error of a machine without a keyring name the command line that stores the key in a file."""
+    try:
+        yield
+    except KeyringAbsent as error:
+        name = app.name if app.name != "app" else app.issuer  # GitHub was not asked yet
+        suffixes = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+        places = (config.config_dir() / "keys" / f"{name}{suffix}.pem" for suffix in suffixes)
+        file = next(place for place in places if not os.path.lexists(place))
+        raise KeyringAbsent(error.message, hint=typed(signer=f"file:{file}")) from None
 
 
 def store_pem_in_keyring(pem: bytes, app: App, store: KeyStore, *, source: str) -> Stored:

@@ -3,16 +3,27 @@
 import difflib
 import json
 import os
+import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_WHOLE = ("ID", "LEASE", "EXPIRES", "FINGERPRINT", "REPOSITORY", "SETTINGS")  # columns that people copy from
+_WHOLE = (
+    "ID",
+    "LEASE",
+    "EXPIRES",
+    "FINGERPRINT",
+    "KEYS",
+    "REPOSITORY",
+    "SETTINGS",
+    "SIGNER",
+)  # columns that people copy from
 _WIDEST = 10_000
 
 
@@ -40,6 +51,37 @@ class Group(click.Group):
 def counted(number: int, noun: str) -> str:
     """Return ``1 token`` or ``2 tokens``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def typed(**changes: str | bool | None) -> str:
+    """Return the command line that runs now, for a shell: what was typed, and `changes` to its options.
+
+    For hints: no secret is on a command line, so it can be repeated; only stdin has to be given again. None takes an
+    option out.
+    """
+    ctx = click.get_current_context(silent=True)
+    if ctx is None:
+        return "ghapp"  # a thread beside the command's, whose hints nobody reads
+    params = {str(param.name): param for param in ctx.command.params}
+    given = [name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    words = ctx.command_path.split()
+    for name in dict.fromkeys([*given, *changes]):  # as they were typed, and what is new behind them
+        words += _words(params[name], changes[name] if name in changes else ctx.params[name])
+    return shlex.join(words) + (" < FILE" if "-" in words else "")
+
+
+def _words(param: click.Parameter, value: object) -> Iterator[str]:
+    """Yield the words that give `value` to `param`."""
+    option = param.opts[0] if isinstance(param, click.Option) else ""
+    if value is None or (value is False and not param.secondary_opts):
+        return
+    if isinstance(value, bool):
+        yield option if value else param.secondary_opts[0]
+        return
+    several = [f"{key}={level}" for key, level in value.items()] if isinstance(value, Mapping) else [value]
+    for one in several:
+        yield from [option] if option else []
+        yield f"{one:g}s" if isinstance(one, float) else str(one)  # the only numbers with a fraction are durations
 
 
 def json_option(command: Command) -> Command:
@@ -97,6 +139,16 @@ def hint(text: str) -> None:
 def warn(text: str) -> None:
     """Print ``ghapp: warning: …`` on stderr."""
     say(f"ghapp: warning: {text}")
+
+
+FIRST = "ghapp setup"
+"""What registers an app, for who has none."""
+
+
+def say_no_app() -> None:
+    """Say that there is nothing to list, and what changes that."""
+    say("no app is registered")
+    hint(FIRST)
 
 
 def confirm(question: str, *, yes: bool) -> None:

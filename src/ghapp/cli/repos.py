@@ -7,7 +7,8 @@ import click
 
 from ghapp import config
 from ghapp.cli.daemon_client import call
-from ghapp.cli.output import hint, json_option, print_json, print_table, printable, say, warn
+from ghapp.cli.installations import ask_each
+from ghapp.cli.output import hint, json_option, print_json, print_table, printable, say, say_error, say_no_app, warn
 from ghapp.errors import GhappError, NotInstalled
 
 
@@ -25,7 +26,7 @@ def repos(*, owner: str | None, as_json: bool) -> int:
       ghapp repos
       ghapp repos acme --json
     """
-    installations = _installations(owner)
+    installations, unasked = _installations(owner)
     found, failed = _ask(installations)
     found.sort(key=lambda entry: (entry["host"], entry["repository"].lower(), entry["app"]))
     if as_json:
@@ -36,7 +37,7 @@ def repos(*, owner: str | None, as_json: bool) -> int:
     elif any(not entry["suspended"] for entry in installations) and not failed:
         say("the apps are installed, and no repository is selected")
         hint(f"select some at {installations[0]['html_url']}")
-    return 1 if failed else 0
+    return 1 if failed or unasked else 0
 
 
 def _ask(installations: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], bool]:
@@ -69,22 +70,27 @@ def _ask(installations: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], boo
     return found, failed
 
 
-def _installations(owner: str | None) -> list[dict[str, Any]]:
-    """Return where to look; says so where that is nowhere. Raises `NotInstalled` for an OWNER without the app."""
+def _installations(owner: str | None) -> tuple[list[dict[str, Any]], bool]:
+    """Return where to look, and whether an app could not be asked; says so where that is nowhere.
+
+    Raises `NotInstalled` for an OWNER without the app.
+    """
     if not config.load(config.config_file()).apps:
-        say("no app is registered")
-        hint("ghapp app add --help")
-        return []
-    everywhere: list[dict[str, Any]] = call("installations")
+        say_no_app()
+        return [], False
+    everywhere, unasked = ask_each(update=True)
+    for each in unasked:
+        say_error(f"app {each.app} could not be asked: {each.error}")
+        hint(each.error.hint)
     if owner is None:
-        if not everywhere:
+        if not everywhere and not unasked:
             say("no app of yours is installed anywhere")
             hint("ghapp app show NAME has the link")
-        return everywhere
+        return everywhere, bool(unasked)
     there = [entry for entry in everywhere if entry["account"].lower() == owner.lower()]
-    if not there:
+    if not there and not unasked:
         raise NotInstalled(f"no app of yours is installed on {owner}", hint="ghapp installations")
-    return there
+    return there, bool(unasked)
 
 
 def _pages(installation: dict[str, Any]) -> Iterator[tuple[list[dict[str, Any]], int]]:

@@ -6,6 +6,7 @@ whatever ends a run, the next one finds what is there and goes on behind it.
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,12 +20,14 @@ from ghapp import autostart, config, gitconfig, service
 from ghapp.cli import app as app_commands
 from ghapp.cli import app_create, checks
 from ghapp.cli import daemon as daemon_commands
+from ghapp.cli import key as key_commands
 from ghapp.cli.app_create import Created, KeyPlace
 from ghapp.cli.checks import git as git_checks
 from ghapp.cli.daemon_client import call, call_if_running
 from ghapp.cli.doctor import doctor
 from ghapp.cli.host import check_host
-from ghapp.cli.output import hint, say, say_error, warn
+from ghapp.cli.key_import import check_directory
+from ghapp.cli.output import hint, say, say_error, typed, warn
 from ghapp.cli.setup_git import configure
 from ghapp.cli.token import parse_permissions
 from ghapp.errors import (
@@ -49,8 +52,6 @@ INTRODUCTION = (
     "A GitHub App will be your bot: setup creates or imports it, has it installed on your",
     "account, lets git push as it, and checks that. Enter takes what stands in [brackets].",
 )
-AGAIN = "ghapp setup"
-
 _ANOTHER_KEY_HELPS = {AppRejected.code, KeyMissing.code, KeyUnavailable.code}
 
 
@@ -129,7 +130,7 @@ class Bot:
     help="For the new app, beyond contents=write.",
 )
 @click.option("--no-browser", is_flag=True, help="Print addresses instead of opening them.")
-@click.option("--app-id", type=click.IntRange(min=1), metavar="N", help="Import this app, by its numeric ID.")
+@click.option("--app-id", type=app_commands.AppId(min=1), metavar="N", help="Import this app, by its numeric ID.")
 @click.option("--client-id", default="", metavar="ID", help="Import this app, by its client ID.")
 @click.option("--key", type=click.Path(), metavar="FILE", help="Its private key, as downloaded; - reads stdin.")
 @click.option("--delete-key-file", is_flag=True, help="Delete FILE once its key is stored.")
@@ -175,13 +176,13 @@ def setup(ctx: click.Context, /, **given: Any) -> int:
     except (click.Abort, KeyboardInterrupt):
         say("")
         say_error("interrupted; what is done stays")
-        hint(f"{AGAIN} goes on from here")
+        hint(f"to go on from here: {typed()}")
         return 130
     except GhappError as error:
         say_error(str(error))
         hint(error.hint)
-        if AGAIN not in error.hint:
-            hint(f"then {AGAIN} goes on from here")
+        if "ghapp setup " not in f"{error.hint} ":
+            hint(f"then, to go on from here: {typed()}")
         return 2 if error.code == UsageError.code else 1
 
 
@@ -212,23 +213,33 @@ def _check(answers: Answers, registered: Sequence[App]) -> None:
     has_app = bool(registered) or answers.wants_new or answers.names_an_app
     if not has_app and not is_terminal():
         raise UsageError(
-            "which app? there is no terminal to ask on", hint=f"{AGAIN} --yes --app-id N --key FILE, or --create"
+            "which app? there is no terminal to ask on",
+            hint=f"{typed(yes=True, app_id='N', key='FILE')}; or a new one: {typed(yes=True, create=True)}",
         )
     if answers.key is not None and not answers.names_an_app and not answers.asks:
         raise click.UsageError("--key goes with --app-id or --client-id")
     if not registered and answers.names_an_app and not (answers.asks or answers.key or answers.signer):
         raise click.UsageError("give the app's key: --key FILE, or --signer file:PATH where one lies")
+    if not registered:
+        _check_answers(answers)
+
+
+def _check_answers(answers: Answers, owners: Sequence[tuple[str, str]] = ()) -> None:
+    """Find out before the wait for an installation whether git's step will have its answers. Raises `UsageError`."""
+    if answers.yes or answers.no_git or is_terminal() or _git_is_done(answers, owners):
+        return
     missing = [
         option
         for option, given in (
             ("--owners or --all", answers.by_owner),
             ("--identity or --no-identity", answers.identity),
         )
-        if given is None and not answers.no_git
+        if given is None
     ]
-    if missing and not answers.yes and not is_terminal():
+    if missing:
         raise UsageError(
-            f"there is no terminal to ask on; give {', and '.join(missing)}", hint=f"{AGAIN} --yes takes the defaults"
+            f"there is no terminal to ask on; give {', and '.join(missing)}",
+            hint=f"with the defaults: {typed(yes=True)}",
         )
 
 
@@ -248,8 +259,12 @@ def _walk(ctx: click.Context, answers: Answers, registered: Sequence[App]) -> in
         for line in INTRODUCTION:
             say(line)
     if not answers.no_network:
-        _keep_network()
-    bots = _take_registered(answers, registered) or [_new_bot(answers)]
+        _keep_network(answers)
+    bots = _take_registered(answers, registered)
+    if bots:
+        _say_what_was_not_used(answers, bots)
+        _check_answers(answers, _owners(entry for bot in bots for entry in bot.installations))
+    bots = bots or [_new_bot(answers)]
     installations = _installations(answers, bots)
     _git(answers, installations)
     _daemon(ctx, answers)
@@ -264,12 +279,23 @@ def _walk(ctx: click.Context, answers: Answers, registered: Sequence[App]) -> in
 # The way to GitHub
 
 
-def _keep_network() -> None:
+def _keep_network(answers: Answers) -> None:
     """Write the proxy and the CA of this shell down: the daemon may be started where nobody has set them."""
     # Imported here: this costs a quarter of a second, which --help and wrong usage need not pay.
     from ghapp.network import is_inherited, network_from  # noqa: PLC0415  # as said
 
-    found = network_from(os.environ, config.load(config.config_file()).network)
+    configured = dict(config.load(config.config_file()).network)
+    here, there = network_from(os.environ, {}), network_from({}, configured)
+    offers = (
+        ("proxy", there.proxy_name, here.proxy_name, here.proxy_origin, "@" not in here.proxy),
+        ("ca_file", there.ca_file, here.ca_file, "SSL_CERT_FILE", True),
+    )
+    for key, before, now, variable, can_be_kept in offers:
+        if before and now and before != now:
+            fact = f"network.{key} in {config.config_file()} is {before}, {variable} of this shell {now}"
+            if _replaces(fact, asks=answers.asks and can_be_kept):
+                configured |= {key: ""} | ({"no_proxy": ""} if key == "proxy" else {})
+    found = network_from(os.environ, configured)
     keep: dict[str, str] = {}
     if found.proxy and is_inherited(found.proxy_origin):
         if "@" in found.proxy:
@@ -287,6 +313,16 @@ def _keep_network() -> None:
     config.edit(config.config_file(), lambda document: document.setdefault("network", {}).update(keep))
     call_if_running("reload")
     say(f"0. The way to GitHub: {' and '.join(keep)} of this shell, kept in {config.config_file()}")
+
+
+def _replaces(fact: str, *, asks: bool) -> bool:
+    """Ask whether this shell's setting is to replace the configured one; where nobody can be asked, a line says so."""
+    if not asks:
+        warn(f"{fact}; the configured one is used")
+        hint(f"if that is the old one: edit {config.config_file()}, then: ghapp daemon restart")
+        return False
+    say(f"0. The way to GitHub: {fact}")
+    return _choose("Which one shall ghapp use?", ("configured", "shell"), "configured") == "shell"
 
 
 # The app
@@ -308,10 +344,46 @@ def _take_registered(answers: Answers, registered: Sequence[App]) -> list[Bot]:
         warn(f"{app.name}: {problem}")
         hint(problem.hint)
     if bots:
-        say(f"1. The app: {', '.join(bot.known.name for bot in bots)} is registered, and GitHub accepts its key")
+        names = _listed([bot.known.name for bot in bots])
+        say(f"1. The app: {names} {'is' if len(bots) == 1 else 'are'} registered, and GitHub accepts {_whose(bots)}")
     if bots and answers.wants_new:
-        hint("ghapp app create makes another")
+        hint("for another one: ghapp app create" + (f" --org {answers.org}" if answers.org else ""))
     return bots
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return ``a, b and c``."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _whose(bots: Sequence[Bot]) -> str:
+    return "its key" if len(bots) == 1 else "a key of each"
+
+
+def _say_what_was_not_used(answers: Answers, bots: Sequence[Bot]) -> None:
+    """Tell who gave a key what became of it, where the app is registered: it has one that works."""
+    if answers.key is None and answers.signer in {None, "keyring"}:
+        return
+    problem, there, apps = "", None, [bot.known for bot in bots]
+    try:
+        there = key_commands.find_key(apps, answers.key, answers.signer)
+    except (GhappError, click.UsageError) as error:
+        problem = f"; {error.message}"
+    if there is not None:
+        say(f"   {there.app.name} has the key {there.fingerprint} already, as {there.reference}")
+        if answers.delete_key_file and answers.key is not None:
+            key_commands.delete_copy(there, answers.key)
+        return
+    if answers.delete_key_file and answers.key is not None and not os.path.lexists(answers.key):
+        return  # an earlier run stored it, and deleted it as it was told
+    used = answers.key if answers.key is not None else answers.signer
+    given = [] if answers.key is None else ["FILE" if problem else answers.key]
+    name = apps[0].name if len(apps) == 1 else "NAME"
+    names = _listed([app.name for app in apps])
+    warn(f"{used} was not used: {names} {'has a key that works' if len(apps) == 1 else 'have keys that work'}{problem}")
+    words = ["ghapp", "key", "add", *given, "--app", name, *(["--signer", answers.signer] if answers.signer else [])]
+    hint(f"to add it: {shlex.join(words)}" + (" < FILE" if "-" in given else ""))
 
 
 def _served(app: App, installations: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -424,7 +496,8 @@ def _place(answers: Answers, stem: str, *, is_new: bool) -> KeyPlace:
             place.check(answers.new_host)
         except KeyUnavailable as error:
             if not answers.asks:
-                raise type(error)(error.message, hint=f"{AGAIN} --signer file:{file}") from None
+                first = "" if error.code == KeyringAbsent.code else "unlock the keyring, or: "
+                raise type(error)(error.message, hint=first + typed(signer=f"file:{file}")) from None
             say(f"The key cannot go into the keyring: {error}.")
             default = str(file) if error.code == KeyringAbsent.code else "keyring"
         else:
@@ -434,6 +507,8 @@ def _place(answers: Answers, stem: str, *, is_new: bool) -> KeyPlace:
         def read(text: str) -> KeyPlace:
             signer = "keyring" if text == "keyring" else f"file:{text.removeprefix('file:')}"
             chosen = app_create.key_place(signer, store)
+            if signer != "keyring":
+                check_directory(Path(signer.removeprefix("file:")).expanduser().absolute())
             if is_new and signer != "keyring":
                 chosen.check(answers.new_host)
             return chosen
@@ -459,7 +534,7 @@ def _installations(answers: Answers, bots: Sequence[Bot]) -> list[Mapping[str, A
             app_create.start_browser(link)
         found = _served(bot.known, app_create.wait_for_installation(_as_created(bot), answers.wait))
     if not found and not answers.no_git and answers.by_owner is not False:
-        raise NotInstalled(f"{bot.known.name} is not installed yet", hint=f"install it: {link}, then: {AGAIN}")
+        raise NotInstalled(f"{bot.known.name} is not installed yet", hint=f"install it: {link}, then: {typed()}")
     if found:
         say(f"   {_described(found)}")
     return found
@@ -497,33 +572,46 @@ def _first_repository(installations: Sequence[Mapping[str, Any]]) -> str | None:
 def _git(answers: Answers, installations: Sequence[Mapping[str, Any]]) -> None:
     if answers.no_git:
         return
-    owners = sorted({(str(entry["host"]), str(entry["account"])) for entry in installations})
-    names = " and ".join(owner for _, owner in owners)
-    if answers.by_owner is None and answers.identity is None and _asks_us(owners):
+    owners = _owners(installations)
+    names = _listed([owner for _, owner in owners] or [""])
+    if _git_is_done(answers, owners):
         say(f"3. git: it asks ghapp for {names}")
         return
     say("3. git: whom it asks for a credential")
-    way = "all" if answers.by_owner is False else "owners"
+    whole_host = None if answers.by_owner is None else not answers.by_owner
     if answers.asks and answers.by_owner is None:
         hosts = " and ".join(sorted({host for host, _ in owners}))
         question = f"Shall git ask ghapp for {names} alone, or for all of {hosts}?"
         way = _choose(question, ("owners", "all", "skip"), "owners")
         if way == "skip":
             return
-    identity = bool(answers.identity)
-    if answers.identity is None and owners:
-        identity = not _has_email()
+        whole_host = way == "all"
+    identity = answers.identity
+    if identity is None and owners:
+        proposed = not _has_email()
+        identity = proposed or None  # what an earlier run wrote stays
         if answers.asks:
-            identity = _choose("Commit as the bot there?", ("yes", "no"), "yes" if identity else "no") == "yes"
-    configure(gitconfig.Scope.GLOBAL, whole_host=way == "all", identity=identity)
+            identity = _choose("Commit as the bot there?", ("yes", "no"), "yes" if proposed else "no") == "yes"
+    configure(gitconfig.Scope.GLOBAL, whole_host=whole_host, identity=identity)
+
+
+def _owners(installations: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    return sorted({(str(entry["host"]), str(entry["account"])) for entry in installations})
+
+
+def _git_is_done(answers: Answers, owners: Sequence[tuple[str, str]]) -> bool:
+    """Tell whether git is set up for each owner, and nobody wants it otherwise."""
+    return answers.by_owner is None and answers.identity is None and _asks_us(owners)
 
 
 def _asks_us(owners: Sequence[tuple[str, str]]) -> bool:
     """Tell whether git asks ghapp alone for each owner already."""
+    if not owners:
+        return False
     ground = checks.here()
     ground.owners = list(owners)
     found = [check for check in git_checks.check_helpers(ground) if check.name.startswith("helpers")]
-    return bool(owners) and all(check.status == checks.OK for check in found)
+    return all(check.status == checks.OK for check in found)
 
 
 def _has_email() -> bool:

@@ -13,7 +13,7 @@ from ghapp import config, gitconfig
 from ghapp.cli.daemon_client import call
 from ghapp.cli.host import check_host
 from ghapp.cli.installations import Unasked, ask_each
-from ghapp.cli.output import hint, say, warn
+from ghapp.cli.output import FIRST, hint, say, warn
 from ghapp.errors import GhappError, NotInstalled, PermissionMissing, Suspended
 from ghapp.gitconfig import Change, Identity, Written
 
@@ -205,7 +205,8 @@ def _hosts(named: Sequence[str], before: Written, owned: Path) -> tuple[set[str]
     registered = _registered_hosts()
     served = registered & set(named) if named else registered - before.left_out or registered
     if not served:
-        advice = "ghapp setup-git --undo" if owned.exists() and not named else "ghapp app add --help"
+        first = "ghapp app add --help" if named else FIRST
+        advice = "ghapp setup-git --undo" if owned.exists() and not named else first
         raise NotInstalled(f"no app is registered for {' or '.join(named) or 'any host'}", hint=advice)
     left_out = registered - served
     if left_out and not named:

@@ -6,7 +6,7 @@ import click
 
 from ghapp import config, service
 from ghapp.cli.daemon_client import call_if_running
-from ghapp.cli.output import hint, json_option, print_json
+from ghapp.cli.output import FIRST, hint, json_option, print_json
 from ghapp.errors import ConfigError
 
 
@@ -53,7 +53,7 @@ def status(*, as_json: bool) -> None:
         trouble = f", in trouble: {app['trouble']}" if app["trouble"] else ""
         click.echo(f"app      {app['name']} on {app['host']}{trouble}")
     if not found["apps"]:
-        click.echo("app      none; ghapp app add --help")
+        click.echo(f"app      none; {FIRST}")
 
 
 def _show_configuration() -> None:
@@ -67,4 +67,4 @@ def _show_configuration() -> None:
     for app in apps:
         click.echo(f"app      {app.name} on {app.host}")
     if not apps:
-        click.echo("app      none; ghapp app add --help")
+        click.echo(f"app      none; {FIRST}")

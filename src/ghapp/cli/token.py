@@ -8,7 +8,7 @@ import click
 from ghapp import config
 from ghapp.cli.daemon_client import call
 from ghapp.cli.host import check_host
-from ghapp.cli.output import json_option, print_json
+from ghapp.cli.output import FIRST, json_option, print_json
 from ghapp.credential import Repository, normal_host, parse_repository
 from ghapp.errors import ConfigError, GitConfigFailed, UsageError
 
@@ -89,7 +89,7 @@ def token(
         if parsed is None:
             raise click.UsageError(not_a_repository(name))
     if not config.load(config.config_file()).apps:
-        raise ConfigError("no app is registered", hint="ghapp app add --help")
+        raise ConfigError("no app is registered", hint=FIRST)
     found = call(
         "token",
         repositories=names,

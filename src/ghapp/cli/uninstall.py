@@ -1,7 +1,9 @@
 """``ghapp uninstall``: everything that ghapp put on this machine, out again."""
 
 import contextlib
+import importlib.util
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -107,7 +109,11 @@ def _look(*, keep_keys: bool) -> Found:
         daemon=process.lock_holder(str(runtime)),
         keyring=[] if keep_keys else [key.removeprefix("keyring:") for key in references if key.startswith("keyring:")],
         files=[path for place, names in places for name in names for path in sorted(place.glob(name))],
-        directories=[*(place for place, _ in places), *([runtime.parent] if runtime.parent.name == "ghapp" else [])],
+        directories=[
+            config.config_dir() / "keys",
+            *(place for place, _ in places),
+            *([runtime.parent] if runtime.parent.name == "ghapp" else []),
+        ],
         key_files=[key.removeprefix("file:") for key in references if key.startswith("file:")],
     )
 
@@ -158,8 +164,14 @@ def _remove(path: Path) -> None:
 
 
 def _say_what_stays(found: Found, *, keep_keys: bool) -> None:
-    for path in found.key_files:
+    ours = config.config_dir() / "keys"
+    lying = sorted(str(path) for path in ours.iterdir()) if ours.is_dir() else []
+    key_files = list(dict.fromkeys([*found.key_files, *lying]))
+    for path in key_files:
         say(f"stays: key file {path}")
+    there = [path for path in key_files if os.path.lexists(path)]
+    if there:
+        hint(f"once nothing needs {'it' if len(there) == 1 else 'them'}: {shlex.join(['rm', *there])}")
     kept = [key for app in found.config.apps for key in app.keys if key.startswith("keyring:")]
     if keep_keys and kept:
         say(f"stays: {counted(len(kept), 'key')} in the keyring, service ghapp")
@@ -168,7 +180,8 @@ def _say_what_stays(found: Found, *, keep_keys: bool) -> None:
         say(f"stays: our lines in git's --{scope.value} configuration")
         hint(f"{sudo}ghapp setup-git --{scope.value} --undo")
     for directory in found.directories:
-        if directory.is_dir():
+        known = {ours, *map(Path, there)}
+        if directory.is_dir() and not known.issuperset(directory.iterdir()):
             say(f"stays: {directory}, which holds something that is not ours")
     for app in found.config.apps:
         say(f"stays: the app {app.name} on {app.host}, until you delete it there")
@@ -188,6 +201,11 @@ def _other_scopes() -> Sequence[gitconfig.Scope]:
 
 def _package_command() -> str:
     """Return what removes the package, by how it was installed."""
-    if "/uv/tools/" in sys.prefix:
+    prefix = Path(sys.prefix)
+    if (prefix / "uv-receipt.toml").exists() or "/uv/tools/" in sys.prefix:
         return "uv tool uninstall ghapp"
-    return "pipx uninstall ghapp" if "/pipx/venvs/" in sys.prefix else "pip uninstall ghapp"
+    if (prefix / "pipx_metadata.json").exists() or "/pipx/venvs/" in sys.prefix:
+        return "pipx uninstall ghapp"
+    if importlib.util.find_spec("pip") is None:  # uv makes environments without it
+        return f"uv pip uninstall --python {shlex.quote(sys.executable)} ghapp"
+    return f"{shlex.quote(sys.executable)} -m pip uninstall ghapp"

@@ -55,7 +55,7 @@ def open_signer(reference: str, app: App, store: KeyStore) -> Signer:
     """
     kind, _, rest = reference.partition(":")
     if kind == "file" and rest.startswith("/"):
-        return FileSigner(rest)
+        return FileSigner(rest, app.name)
     if kind == "file":
         raise ConfigError(f"the signer {reference} is not an absolute path", hint="write file:/path/to/key.pem")
     if kind == "keyring" and rest.startswith("SHA256:"):

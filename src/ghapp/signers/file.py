@@ -1,6 +1,7 @@
 """``file:PATH``: a PEM that somebody else put there, such as a mounted secret of Docker or Kubernetes."""
 
 import os
+import shlex
 import stat
 
 from ghapp.errors import KeyUnavailable
@@ -11,11 +12,11 @@ from ghapp.signers.local import LocalSigner
 class FileSigner(LocalSigner):
     """Signs with the key in a file, which is judged each time it is read."""
 
-    def __init__(self, path: str) -> None:
-        super().__init__(lambda: load_key(read_key_file(path), source=path), path)
+    def __init__(self, path: str, app: str = "NAME") -> None:
+        super().__init__(lambda: load_key(read_key_file(path, app), source=path), path)
 
 
-def read_key_file(path: str) -> bytes:
+def read_key_file(path: str, app: str = "NAME") -> bytes:
     """Read `path` if nobody else may read it: opened once, and judged by what was opened, not by its name.
 
     A symlink's target is judged, so mounted secrets pass. Group bits are fine when root owns the file (systemd,
@@ -26,14 +27,16 @@ def read_key_file(path: str) -> bytes:
     except OSError as error:
         hint = f"ls -l '{path}'"
         if isinstance(error, FileNotFoundError):
-            hint = f"put the key at {path}, or 'ghapp app add' again with --key"
+            hint = f"put the key there, or: ghapp key add FILE --app {app} --signer {shlex.quote(f'file:{path}')}"
         raise KeyUnavailable(f"cannot open {path}: {error.strerror}", hint=hint) from None
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise KeyUnavailable(f"{path} is not a regular file", hint="give the path of a PEM file")
+            raise KeyUnavailable(f"{path} is not a regular file", hint=f"ls -l '{path}'")
         if status.st_uid not in {0, os.geteuid()}:
-            raise KeyUnavailable(f"{path} belongs to user {status.st_uid}", hint=f"sudo chown $(id -u) '{path}'")
+            raise KeyUnavailable(
+                f"{path} belongs to user {status.st_uid}", hint=f"sudo chown $(id -u) {shlex.quote(path)}"
+            )
         forbidden = 0o007 if status.st_uid == 0 else 0o077
         if status.st_mode & forbidden:
             raise KeyUnavailable(
@@ -47,5 +50,5 @@ def read_key_file(path: str) -> bytes:
     finally:
         os.close(descriptor)
     if len(pem) > MAX_PEM:
-        raise KeyUnavailable(f"{path} is larger than {MAX_PEM} bytes", hint="give the path of a PEM file")
+        raise KeyUnavailable(f"{path} is larger than {MAX_PEM} bytes", hint=f"file '{path}'")
     return pem

@@ -248,7 +248,8 @@ def check_repository(ground: Ground) -> Iterator[Check]:
         why = "git read it without asking ghapp: it is public, or somebody else's credential was used"
         yield Check(f"repository {name}", WARN, why, "ghapp setup-git --proactive")
     else:
-        yield Check(f"repository {name}", OK, f"git ls-remote lists {len(done.stdout.splitlines())} branches")
+        number = len(done.stdout.splitlines())
+        yield Check(f"repository {name}", OK, f"git ls-remote lists {number} {'branch' if number == 1 else 'branches'}")
 
 
 def _why_not(ground: Ground, said: list[str], *, was_asked: bool) -> tuple[str, str]:
