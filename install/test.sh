@@ -18,8 +18,10 @@ OTHER=180  # the product's unit tests again, on each further Python
 ALL=880    # everything together, setup included; what is slow gets what is left
 COVERAGE=95 # percent of lines and branches, by the unit tests alone
 
-PACKAGES='bash bubblewrap busybox chromium dash dbus debootstrap gh git git-lfs gnome-keyring groff-base man-db openssh-client
-openssh-server pipx procps python3-venv shellcheck strace systemd'
+PACKAGES='bash bubblewrap busybox chromium dash dbus debootstrap gh git git-lfs gnome-keyring golang-go groff-base man-db
+openssh-client openssh-server pipx procps python3-venv shellcheck strace systemd'
+# Where they are not, from wherever: Debian's are large.
+OFTEN_HERE='cargo npm'
 
 usage() {
     sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p;}' "$0"
@@ -40,24 +42,31 @@ done
 cd -- "$(dirname -- "$0")/.."
 . install/venv.sh
 
+# What cannot be installed is not fatal: the tests that need it say so and are skipped.
+apt_install() {
+    say "installing $*"
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends -o Dpkg::Use-Pty=0 "$@" \
+        >>.cache/apt.log 2>&1 </dev/null || say "warning: apt-get failed; .cache/apt.log says why"
+}
 install_packages() {
-    missing=
+    missing='' absent=''
     for package in $PACKAGES; do
         dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
     done
-    [ -n "$missing" ] || return 0
-    say "installing$missing"
-    # What cannot be installed is not fatal: the tests that need it say so and are skipped.
+    for package in $OFTEN_HERE; do
+        command -v "$package" >/dev/null || absent="$absent $package"
+    done
+    [ -n "$missing$absent" ] || return 0
+    apt-get update -qq >.cache/apt.log 2>&1 </dev/null || say "warning: apt-get update failed; .cache/apt.log says why"
     # shellcheck disable=SC2086  # $missing is several words
-    {
-        apt-get update -qq &&
-            DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends -o Dpkg::Use-Pty=0 $missing
-    } >.cache/apt.log 2>&1 </dev/null || say "warning: apt-get failed; .cache/apt.log says why"
-    [ ! -x /usr/sbin/sshd ] || mkdir -p /run/sshd # which its service would make
+    [ -z "$missing" ] || apt_install $missing
+    # Each alone: npm cannot be had beside a node that is not Debian's.
+    for package in $absent; do apt_install "$package"; done
 }
 mkdir -p .cache
 if [ -n "$system" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     install_packages
+    [ ! -x /usr/sbin/sshd ] || mkdir -p /run/sshd # which its service would make
 elif [ "$system" = asked ]; then
     fail "--system needs root, and Debian's packages" "install these by hand: $PACKAGES"
 fi

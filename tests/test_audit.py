@@ -167,6 +167,9 @@ def test_elsewhere_the_kernel_says_pid_and_uid_alone(monkeypatch: pytest.MonkeyP
         (["git", "git-remote-http", "git", "sh", "git", "bash"], 2),
         (["git", "bash"], 0),
         (["socat", "bash"], 0),
+        (["git", "git-credential-", "cargo", "bash"], 2),
+        (["python3", "git-credential-", "git-credential-", "sh", "cargo"], 3),
+        (["git", "git-credential-"], 0),
         ([], 0),
     ],
 )

@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tomllib
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -401,6 +402,54 @@ def test_cargo_is_looked_at_where_it_is(tmp_path: Path) -> None:
     (tmp_path / ".cargo/config.toml").write_text("[net]\n")
     (tmp_path / ".gitconfig").write_text('[credential "https://github.com"]\n\thelper = /x/git-credential-ghapp\n')
     assert [check.status for check in git.check_cargo(ground)] == [OK]
+
+
+@pytest.mark.parametrize(
+    ("env", "gitconfig_of_host", "cargo_config", "reason"),
+    [
+        ({"HTTPS_PROXY": "http://127.0.0.1:9"}, "", "", "HTTPS_PROXY"),
+        ({"http_proxy": ""}, "", "", "http_proxy"),
+        ({"CARGO_HTTP_CAINFO": "/ca.pem"}, "", "", "CARGO_HTTP_CAINFO"),
+        ({}, "[http]\n\tproxy = http://127.0.0.1:9\n", "", "git's http.proxy"),
+        ({}, "", '[http]\ncainfo = "/ca.pem"\n', "[http] in "),
+        ({}, "", "http.timeout = 9\n", "[http] in "),
+        ({}, '[http "https://example.com"]\n\tproxy = http://127.0.0.1:9\n', "", None),
+        ({"HTTPS_PROXY": ""}, "", "net.git-fetch-with-cli = true\n", None),
+    ],
+)
+def test_cargo_with_a_transport_of_its_own_logs_in_nowhere(
+    tmp_path: Path, env: dict[str, str], gitconfig_of_host: str, cargo_config: str, reason: str | None
+) -> None:
+    program(tmp_path, "cargo", "exit 0")
+    (tmp_path / ".gitconfig").write_text(
+        f'{gitconfig_of_host}[credential "https://github.com"]\n\thelper = /x/git-credential-ghapp\n'
+    )
+    (tmp_path / ".cargo").mkdir()
+    (tmp_path / ".cargo/config.toml").write_text(cargo_config)
+    env |= {"HOME": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}", "GIT_CONFIG_NOSYSTEM": "1"}
+    ground = Ground(env, tmp_path, config=config.Config(apps=(an_app(),)))
+
+    (check,) = git.check_cargo(ground)
+
+    if reason is None:
+        assert check.status == OK
+        return
+    assert check.status == WARN
+    assert check.message.startswith(f"with {reason}")
+    subprocess.run(["sh", "-c", check.hint], check=True)
+    assert [check.message for check in git.check_cargo(ground)] == ["fetches with git itself"]
+    assert tomllib.loads((tmp_path / ".cargo/config.toml").read_text())["net"] == {"git-fetch-with-cli": True}
+
+
+def test_cargos_configuration_is_not_made_unreadable_by_a_second_table(tmp_path: Path) -> None:
+    program(tmp_path, "cargo", "exit 0")
+    (tmp_path / "config").write_text("[net]\nretry = 3\n")
+    env = {"HOME": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}", "CARGO_HOME": str(tmp_path)}
+    ground = Ground(env | {"HTTPS_PROXY": "x"}, tmp_path, config=config.Config(apps=(an_app(),)))
+
+    (check,) = git.check_cargo(ground)
+
+    assert check.hint == f"write below [net] in {tmp_path}/config: git-fetch-with-cli = true"
 
 
 async def test_a_repository_is_listed_by_git_itself(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 GENERATIONS = 6  # above the socket's client; between it and git stand our front and git's remote helper
 REMEMBERED = 1024  # processes whose chain was told once
+FRONT = "git-credential-"  # git-credential-ghapp, as far as the kernel keeps a name
 _MAX_COMMAND_LINE = 4096  # bytes
 _WITH_VALUE = frozenset(
     {"-C", "-c", "--git-dir", "--work-tree", "--namespace", "--super-prefix", "--config-env", "--attr-source"}
@@ -110,9 +111,13 @@ def _read(pid: int) -> Process | None:
 def _git_in(line: list[Process]) -> int:
     """Return the place of the git command that asks: the first git above our front, and above it as long as it is git.
 
-    A hook's shell ends it: the git in the hook is another command.
+    A hook's shell ends it: the git in the hook is another command. Where there is none, as with libgit2, it is
+    who runs our front.
     """
     first = next((place for place, process in enumerate(line[1:], 1) if _is_git(process.name)), 0)
+    fronts = [place for place, process in enumerate(line) if process.name == FRONT]
+    if not first and fronts and fronts[-1] + 1 < len(line):
+        return fronts[-1] + 1
     while first and first + 1 < len(line) and _is_git(line[first + 1].name):
         first += 1
     return first

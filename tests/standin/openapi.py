@@ -17,8 +17,8 @@ OLDEST, NEWEST = "2022-11-28", "2026-03-10"
 # The description leaves these out on most operations; GitHub answers with them on all.
 TOLERATED = frozenset({400, 401, 403, 404, 410, 429})
 SERVER_ERRORS = range(500, 600)
-# Real, and where a 301 leads to, but not described.
-UNDESCRIBED = re.compile(r"/repositories/\d+/installation")
+# Real, but not described: where a 301 leads to, and what cargo and uv ask before they fetch.
+UNDESCRIBED = re.compile(r"/repositories/\d+/installation|/repos/[^/]+/[^/]+/commits/HEAD")
 BASE = "urn:github"
 
 

@@ -25,6 +25,8 @@ LACKS = (
 )
 LS_REMOTE_SECONDS = 60
 SETUP = "ghapp setup-git"
+# Whose mere presence makes cargo use a transport of its own.
+CARGO_TRANSPORT = frozenset({"http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "HTTP_TIMEOUT"})
 # In curl's words, whatever they are; a status is GitHub's own answer.
 _OF_THE_NETWORK = re.compile(r"unable to access '[^']*': (?!The requested URL returned error)")
 
@@ -195,6 +197,8 @@ def check_cargo(ground: Ground) -> Iterator[Check]:
     whole = all(any(helper.is_ours for helper in config.helpers(f"https://{host}/")) for host in hosts)
     if by_cli:
         yield Check("cargo", OK, "fetches with git itself")
+    elif reason := _cargo_cannot_log_in(ground, config):
+        yield Check("cargo", WARN, f"with {reason} its libgit2 logs in nowhere", _let_cargo_use_git(ground))
     elif whole:
         yield Check("cargo", OK, "its libgit2 finds ghapp in the host's section")
     else:
@@ -203,15 +207,37 @@ def check_cargo(ground: Ground) -> Iterator[Check]:
 
 
 def _cargo_uses_git(ground: Ground) -> bool:
+    return re.search(r"^\s*(net\.)?git-fetch-with-cli\s*=\s*true", _cargo_config(ground)[1], re.MULTILINE) is not None
+
+
+def _cargo_cannot_log_in(ground: Ground, config: GitConfig) -> str | None:
+    """Return what makes cargo give libgit2 a transport of its own, which knows no credentials."""
+    named = sorted(name for name in ground.env if name in CARGO_TRANSPORT or name.startswith("CARGO_HTTP_"))
+    path, text = _cargo_config(ground)
+    if named:
+        return named[0]
+    if any(entry.key == "http.proxy" for entry in config.entries):
+        return "git's http.proxy"
+    return f"[http] in {path}" if re.search(r"^\s*(\[http[].]|http\.)", text, re.MULTILINE) else None
+
+
+def _let_cargo_use_git(ground: Ground) -> str:
+    path, text = _cargo_config(ground)
+    if re.search(r"^\s*(\[net\]|net\.)", text, re.MULTILINE):  # a second table of that name would be an error
+        return f"write below [net] in {path}: git-fetch-with-cli = true"
+    line = r"printf '\n[net]\ngit-fetch-with-cli = true\n'"
+    return f"mkdir -p {quoted(path.parent)} && {line} >>{quoted(path)}"
+
+
+def _cargo_config(ground: Ground) -> tuple[Path, str]:
+    """Return cargo's own configuration, and where it is or would be."""
     home = Path(ground.env.get("CARGO_HOME") or Path(ground.env.get("HOME", "/")) / ".cargo")
-    for name in ("config.toml", "config"):
+    for name in ("config", "config.toml"):  # in cargo's order: with both it reads the first alone
         try:
-            text = (home / name).read_text(errors="replace")
+            return home / name, (home / name).read_text(errors="replace")
         except OSError:
             continue
-        if re.search(r"^\s*git-fetch-with-cli\s*=\s*true", text, re.MULTILINE):
-            return True
-    return False
+    return home / "config.toml", ""
 
 
 def check_repository(ground: Ground) -> Iterator[Check]:
