@@ -106,7 +106,7 @@ def _ghapp() -> str:
         _text(cli.help or ""),
         ".P\n" + _example(cli.epilog or ""),
         ".SH COMMANDS\nEach takes \\-\\-help.\n",
-        *(_command(context) for context in _contexts(click.Context(cli, info_name="ghapp"))),
+        *(_command(context) for context in _contexts(click.Context(cli, info_name="ghapp", **cli.context_settings))),
         _EXIT.lstrip(),
         _FILES.lstrip(),
         ".SH SEE ALSO\n.BR git\\-credential\\-ghapp (1),\n.BR ghapp\\-config (5),\n.BR gitcredentials (7)\n",

@@ -18,8 +18,8 @@ OTHER=180  # the product's unit tests again, on each further Python
 ALL=880    # everything together, setup included; what is slow gets what is left
 COVERAGE=95 # percent of lines and branches, by the unit tests alone
 
-PACKAGES='bash busybox chromium dash dbus debootstrap gh git git-lfs gnome-keyring golang-go groff-base man-db openssh-client
-openssh-server pipx procps python3-venv shellcheck strace systemd'
+PACKAGES='bash bubblewrap busybox chromium dash dbus debootstrap gh git git-lfs gnome-keyring golang-go groff-base man-db
+openssh-client openssh-server pipx procps python3-venv shellcheck strace systemd'
 # Where they are not, from wherever: Debian's are large.
 OFTEN_HERE='cargo npm'
 

@@ -1,6 +1,7 @@
 """The documents tell the truth: names, codes and paths in them are those of the code."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from ghapp import config, errors
 from ghapp.cli import cli, run
 
 
-DOCUMENTS = ("README.md", "ARCHITECTURE.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md")
+DOCUMENTS = ("README.md", "ARCHITECTURE.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/lending.md")
 CODES_OUTSIDE_THE_TREE = {
     "E44",  # client.py, which imports no errors
     "E46",  # the sh front
@@ -52,9 +53,28 @@ def test_no_two_errors_share_a_code() -> None:
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_paths_named_in_a_document_exist(name: str) -> None:
     text = (ROOT / name).read_text()
-    paths = re.findall(r"`((?:tests|install|src)/[\w./-]+)`", text) + re.findall(r"\]\((\w+\.md)\)", text)
+    paths = [ROOT / path for path in re.findall(r"`((?:tests|install|src)/[\w./-]+)`", text)]
+    paths += [(ROOT / name).parent / path for path in re.findall(r"\]\(([\w./-]+\.md)\)", text)]
 
-    assert [path for path in paths if not (ROOT / path).exists()] == []
+    assert [path for path in paths if not path.exists()] == []
+
+
+def test_links_within_the_guide_lead_to_its_headings() -> None:
+    text = (ROOT / "docs/lending.md").read_text()
+    headings = {
+        heading.lower().replace(",", "").replace(" ", "-") for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    }
+    links = re.findall(r"\]\(#([\w-]+)\)", text)
+
+    assert links
+    assert set(links) <= headings
+
+
+def test_what_is_built_from_has_every_document() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    included = project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+
+    assert {"/*.md", "/docs"} <= set(included)
 
 
 def test_every_command_stands_in_the_readme() -> None:

@@ -191,7 +191,8 @@ def test_a_runtime_directory_that_cannot_be_used_is_a_failure_of_ours(ghapp: Gha
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("acme/rocket", "true"), "the command stands behind --"),
+        (("acme/rocket", "true"), "the command stands behind --\nghapp: hint: ghapp exec OWNER/REPO -- CMD"),
+        (("https://github.com/acme/rocket", "--", "true"), "is not OWNER/REPO; did you mean 'acme/rocket'?"),
         (("acme/rocket", "--"), "there is no command"),
         (("--nonsense", "--", "true"), "no such option"),
         (("acme/*", "--", "true"), "'acme/*' is not OWNER/REPO"),

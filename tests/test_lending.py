@@ -3,22 +3,27 @@
 import asyncio
 import json
 import os
+import re
+import shlex
 import shutil
 import stat
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+from click.shell_completion import BashComplete
 from command_line import Ghapp, register
 from fakes_process import end_daemon, running, soon, talk
 from standin.model import App
 from standin.server import StandIn
 
-from ghapp import config, lending, paths
+from ghapp import cli, config, lending, paths
 from ghapp.cli import grant
 from ghapp.daemon import Daemon
-from ghapp.errors import GrantRefused
+from ghapp.errors import DaemonFailed, GrantRefused
 from ghapp.lease import token_sha256
 from ghapp.lending import Lending
 
@@ -207,12 +212,12 @@ def mode(path: str | Path) -> int:
 @pytest.mark.usefixtures("served")
 async def test_only_a_grant_for_other_users_can_be_reached_by_them(ghapp: Ghapp, directory: Path) -> None:
     ours = await lend(ghapp, "acme/rocket")
-    theirs = await lend(ghapp, "acme/rocket", "--uid", "1000", "--uid", "1001")
+    theirs = await lend(ghapp, "acme/rocket", "--uid", "1000", "--uid", "1001", "--uid", "root")
 
     assert (mode(Path(ours["socket"]).parent), mode(ours["socket"])) == (0o700, 0o600)
     assert (mode(Path(theirs["socket"]).parent), mode(theirs["socket"])) == (0o711, 0o666)
     assert mode(directory / "grants") == 0o700
-    assert theirs["uids"] == [1000, 1001]
+    assert theirs["uids"] == [1000, 1001, 0]
 
 
 async def test_named_grants_come_back_with_the_next_daemon_in_the_same_directory(
@@ -392,22 +397,127 @@ async def test_what_is_lent_is_said_and_listed(ghapp: Ghapp, directory: Path) ->
 
     assert done.out == f"{directory}/grants/rocket/git.sock\n"
     assert "grant rocket: contents: write, workflows: write on acme/rocket, acme/*\n" in done.err
-    assert "ghapp: hint: ghapp grant run-args rocket docker|" in done.err
+    assert "\nfor 1h30m, until 20" in done.err
+    assert "ghapp: hint: ghapp grant run-args rocket docker  # or podman, ssh, " in done.err  # a shell takes it whole
+    assert "or until the daemon ends\n" not in done.err
+    assert "or until the daemon ends\n" in (await ghapp.asked("grant", "create", "acme/probe")).err
     table = (await ghapp.asked("grant", "list")).out
     assert f"{directory}/grants/rocket/git.sock" in table
-    await ghapp.asked("grant", "revoke", "rocket")
+    await ghapp.asked("grant", "revoke", "--all")
     assert (await ghapp.asked("grant", "list")).err == "nothing is lent\n"
     assert (await ghapp.asked("status", "--json")).json()["grants"] == 0
+
+
+@pytest.mark.usefixtures("served")
+async def test_on_a_terminal_the_list_fits_and_says_how_long_it_lasts(
+    ghapp: Ghapp, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    await lend(ghapp, "acme/rocket", "--name", "rocket", "--for", "2h")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+
+    done = await ghapp.asked("grant", "list")
+
+    assert re.search(r"^rocket +acme/rocket +.* (?:in 2h|in 1h59m) *$", done.out, re.MULTILINE)
+    assert max(map(len, done.out.splitlines())) <= 80
+    assert "SOCKET" not in done.out
+    assert done.err == f"sockets: {directory}/grants/NAME/git.sock\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0, "0s"), (59, "59s"), (60, "1m"), (5400, "1h30m"), (86400 + 61, "1d"), (90061, "1d1h")]
+)
+def test_a_duration_is_said_as_it_is_given(seconds: int, said: str) -> None:
+    assert grant.duration(seconds) == said
+    assert 0 <= seconds - config.parse_duration(said) < 3600
+
+
+@pytest.mark.usefixtures("served")
+async def test_a_grant_is_replaced_in_its_directory_and_the_tokens_of_the_first_are_dead(
+    ghapp: Ghapp, github: StandIn
+) -> None:
+    first = await lend(ghapp, "acme/rocket", "--name", "rocket")
+    token = await password(first["socket"])
+    place = Path(first["socket"]).parent.stat().st_ino
+
+    anew = await lend(ghapp, "acme/probe", "--name", "rocket", "--replace")
+    await lend(ghapp, "acme/probe", "--name", "other", "--replace")
+
+    assert github.live_token(token) is None
+    assert anew["repositories"] == ["acme/probe"]
+    assert Path(anew["socket"]).parent.stat().st_ino == place
+    assert await password(anew["socket"], "acme/probe")
+    assert [each["name"] for each in (await ghapp.asked("grant", "list", "--json")).json()] == ["rocket", "other"]
+    await lend(ghapp, "acme/rocket", "--name", "Other", "--replace")
+    assert [each["name"] for each in (await ghapp.asked("grant", "list", "--json")).json()] == ["rocket", "Other"]
+
+
+@pytest.mark.usefixtures("served")
+async def test_several_are_revoked_at_once_and_one_that_is_missing_holds_up_no_other(ghapp: Ghapp) -> None:
+    for name in ("a", "b", "c"):
+        await lend(ghapp, "acme/rocket", "--name", name)
+
+    some = await ghapp.asked("grant", "revoke", "a", "nobody", "b")
+    everything = await ghapp.asked("grant", "revoke", "--all")
+
+    assert some.code == 1
+    assert "there is no grant nobody" in some.err
+    assert [line.partition(" has")[0] for line in some.err.splitlines() if "has ended" in line] == [
+        "grant a",
+        "grant b",
+    ]
+    assert (everything.code, everything.err) == (0, "grant c has ended; revoked 0 tokens\n")
+    assert (await ghapp.asked("grant", "revoke", "--all")).err == "nothing is lent\n"
+    assert (await ghapp.asked("grant", "revoke")).code == 2
+    assert (await ghapp.asked("grant", "revoke", "c", "--all")).code == 2
+
+
+@pytest.mark.usefixtures("served")
+async def test_names_of_grants_are_completed(ghapp: Ghapp) -> None:
+    def complete(*words: str) -> list[str]:
+        completer = BashComplete(cli.cli, {}, "ghapp", "_GHAPP_COMPLETE")
+        return [item.value for item in completer.get_completions(list(words[:-1]), words[-1])]
+
+    for name in ("rocket", "other"):
+        await lend(ghapp, "acme/rocket", "--name", name)
+
+    assert await asyncio.to_thread(complete, "grant", "revoke", "") == ["rocket", "other"]
+    assert await asyncio.to_thread(complete, "grant", "run-args", "r") == ["rocket"]
+    assert await asyncio.to_thread(complete, "log", "--grant", "o") == ["other"]
+
+
+def test_without_a_daemon_that_can_be_asked_nothing_is_completed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grant, "call_if_running", Mock(side_effect=DaemonFailed("it hangs")))
+
+    assert grant.complete_names(Mock(), Mock(), "") == []
+
+
+@pytest.mark.usefixtures("served")
+async def test_the_trail_and_the_leases_tell_what_went_through_a_grant(ghapp: Ghapp, directory: Path) -> None:
+    await password(directory / "git.sock", "acme/probe")
+    assert "GRANT" not in (await ghapp.asked("leases")).out
+    await password((await lend(ghapp, "acme/rocket", "--name", "rocket"))["socket"])
+
+    assert re.search(r" acme +rocket .* rocket *$", (await ghapp.asked("leases")).out, re.MULTILINE)
+    assert re.search(r" acme +probe .* - *$", (await ghapp.asked("leases")).out, re.MULTILINE)
+    lines = (await ghapp.asked("log", "--grant", "Rocket", "--json")).out.splitlines()
+    assert [json.loads(line)["action"] for line in lines] == ["grant", "mint", "answer"]
+    assert (await ghapp.asked("log", "--grant", "other")).err == "nothing was recorded that fits\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (("acme",), "neither OWNER/REPO nor OWNER/*"),
+        (("https://github.com/acme/rocket.git",), "nor OWNER/*; did you mean 'acme/rocket'?"),
+        (("git@github.com:acme/rocket.git",), "nor OWNER/*; did you mean 'acme/rocket'?"),
+        (("acme/rocket", "--replace"), "--replace needs --name"),
         (("acme/rocket", "--name", "../x"), "cannot be a grant's name"),
         (("acme/rocket", "--for", "soon"), "is not a duration"),
         (("acme/rocket", "--for", "0s"), "is not between 1s and 366d"),
-        (("acme/rocket", "--uid", "-1"), "-1"),
+        (("acme/rocket", "--uid", "-1"), "'-1' is neither a uid nor a user of this machine"),
+        (("acme/rocket", "--uid", "no-such-user"), "'no-such-user' is neither a uid nor a user of this machine"),
         (("acme/rocket", "--read-only", "--permission", "contents=write"), "contradicts"),
         (("acme/rocket", "--host", "-"), "is not a host's name"),
         ((), "missing argument"),
@@ -432,8 +542,17 @@ async def test_permissions_without_contents_serve_no_git(ghapp: Ghapp) -> None:
     assert "git needs contents (E01)\nghapp: hint: add --permission contents=read" in done.err
 
 
+def settings_of_git(given: dict[str, str], *arguments: str) -> str:
+    environment = {"PATH": os.environ["PATH"], "HOME": os.environ["HOME"], "GIT_CONFIG_NOSYSTEM": "1"} | given
+    return subprocess.run(
+        ["git", "config", *arguments], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+
+
 @pytest.mark.usefixtures("served")
-async def test_run_args_are_what_to_paste(ghapp: Ghapp, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_run_args_are_what_to_paste(
+    ghapp: Ghapp, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(grant, "LONGEST_FOR_SSH", 1000)
     await lend(ghapp, "acme/rocket", "--name", "rocket")
     place = directory / "grants" / "rocket"
@@ -447,9 +566,16 @@ async def test_run_args_are_what_to_paste(ghapp: Ghapp, directory: Path, monkeyp
         assert f"'GIT_CONFIG_VALUE_1={never_stores}'" in line
         assert line.count("\n") == 1
 
+    words = shlex.split((await ghapp.asked("grant", "run-args", "rocket", "docker")).out)
+    variables = dict(word.split("=", 1) for word in words[3::2])
     found = json.loads((await ghapp.asked("grant", "run-args", "rocket", "devcontainer")).out)
-    assert found["mounts"] == [f"source={place},target=/run/ghapp,type=bind,readonly"]
-    assert found["containerEnv"]["GIT_CONFIG_VALUE_1"] == never_stores
+    assert found == {
+        "mounts": [f"source={place},target=/run/ghapp,type=bind,readonly"],
+        "containerEnv": variables,
+    }
+    for old in (False, True):  # git before 2.31 does not read the variables that are counted
+        given = {name: value for name, value in variables.items() if name.startswith("GIT_CONFIG_P") or not old}
+        assert never_stores in settings_of_git(given, "--list")
 
     ssh = await ghapp.asked("grant", "run-args", "rocket", "ssh")
     assert ssh.out.startswith("-o ExitOnForwardFailure=yes -R /tmp/ghapp-rocket-")
@@ -463,6 +589,14 @@ async def test_run_args_are_what_to_paste(ghapp: Ghapp, directory: Path, monkeyp
 
     lines = (await ghapp.asked("grant", "run-args", "rocket", "env")).out.splitlines()
     assert all(line.startswith("export GIT_CONFIG_") for line in lines)
+    file = tmp_path / "gitconfig"
+    file.write_text((await ghapp.asked("grant", "run-args", "rocket", "gitconfig")).out)
+    assert settings_of_git({}, "--file", str(file), "--list").splitlines() == [
+        "credential.https://github.com.helper=",
+        f"credential.https://github.com.helper={never_stores}",
+        "credential.https://github.com.usehttppath=true",
+        "credential.https://github.com.username=x-access-token",
+    ]
     assert (await ghapp.asked("grant", "run-args", "nobody", "env")).code == 1
     assert (await ghapp.asked("grant", "run-args", "rocket", "vmware")).code == 2
 

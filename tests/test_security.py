@@ -76,6 +76,23 @@ def test_every_row_names_tests_that_exist_or_says_why_there_is_none(letter: str)
             assert match[2] in defined_in(match[1]), (number, named)
 
 
+def test_every_test_that_is_named_anywhere_exists() -> None:
+    named = NAMED_TEST.findall((ROOT / "SECURITY.md").read_text())
+
+    assert len(named) > 200
+    assert [(path, name) for path, name in named if name not in defined_in(path)] == []
+
+
+def test_every_event_that_ends_tokens_or_does_not_names_a_test() -> None:
+    section = (ROOT / "SECURITY.md").read_text().partition("\n## When tokens end\n")[2].partition("\n## ")[0]
+    cells = [line.strip("|").split(" | ") for line in section.splitlines() if line.startswith("| ")][1:]
+
+    assert len(cells) == 6
+    assert [
+        row[0] for row in cells if not all(NAMED_TEST.fullmatch(test) for test in row[2].strip().split("<br>"))
+    ] == []
+
+
 def test_every_fault_has_a_code_that_exists_or_none() -> None:
     tree, codes = [errors.GhappError], {"E44", "E46", "none"}  # the front's own
     while tree:

@@ -18,13 +18,14 @@ from ghapp.cli.daemon_client import ATTEMPTS, hold, started_error
 from ghapp.cli.grant import refuse_contradiction
 from ghapp.cli.host import check_host
 from ghapp.cli.output import FIRST, counted, hint, say, say_error, warn
-from ghapp.cli.token import parse_permissions, repository_of_origin
+from ghapp.cli.token import not_a_repository, parse_permissions, repository_of_origin
 from ghapp.credential import parse_repository
 from ghapp.errors import ConfigError, DaemonFailed, GhappError, GitConfigFailed
 
 
 OURS, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127  # as env(1) and timeout(1)
 OF_SIGNAL = 128
+SOCKET = "GHAPP_GRANT_SOCKET"  # for who starts a sandbox: what to show it
 LAST_WORD = 8.0  # seconds for the daemon to end the tokens; it gives itself 5
 COMES_BACK = 10.0  # seconds for a daemon that is being restarted
 LOOK_AGAIN = 0.1  # seconds
@@ -48,7 +49,7 @@ class Command(click.Command):
         except click.UsageError as error:
             message = error.format_message().rstrip(".")
             say_error(message[:1].lower() + message[1:])
-            hint("ghapp exec --help")
+            hint("ghapp exec --help" if command else "ghapp exec OWNER/REPO -- CMD")
             ctx.exit(OURS)
         return rest
 
@@ -137,7 +138,7 @@ class Session:
     help="Only this, such as contents=write; may be repeated.",
 )
 @click.option("--read-only", is_flag=True, help="Read, where the installation grants write.")
-@click.option("--host", default=None, callback=check_host, help="Where the repositories are; github.com.")
+@click.option("--host", callback=check_host, metavar="HOST", help="Where the repositories are; github.com.")
 @click.pass_obj
 def execute(
     command: list[str],
@@ -153,6 +154,7 @@ def execute(
     else (without a name: of the remote "origin"), and GH_TOKEN and GITHUB_TOKEN
     are set for other tools. The tokens can do all that the installation grants
     on the named repositories, or less, and end with CMD, however that ends.
+    GHAPP_GRANT_SOCKET names the socket, for a CMD that starts a sandbox.
 
     \b
     Exit status: that of CMD, 128 and more for a signal; 125 when ghapp itself
@@ -160,6 +162,7 @@ def execute(
 
     \b
     Limits:
+      It is no sandbox: CMD runs as you, and can do what you can do.
       GH_TOKEN is valid for an hour; git goes on for longer.
       Programs that use libgit2, such as cargo's own fetch, do not read these
       settings: set net.git-fetch-with-cli there.
@@ -191,7 +194,7 @@ def _run(
     host = host or config.GITHUB
     for name in names:
         if parse_repository(name) is None:
-            raise click.UsageError(f"{name!r} is not OWNER/REPO")
+            raise click.UsageError(not_a_repository(name))
     if not config.load(config.config_file()).apps:
         raise ConfigError("no app is registered", hint=FIRST)
     session = Session(repositories=names, host=host, permissions=permissions or None, read_only=read_only)
@@ -201,6 +204,7 @@ def _run(
         found = lent.settings([f"https://{host}/{owner}" for owner in spellings], session.lent["socket"])
         environment = dict(os.environ) | lent.counted_variables(found, os.environ)
         environment |= lent.listed_variable(found, os.environ) | tokens(host, session.lent["token"])
+        environment[SOCKET] = session.lent["socket"]
         check_last(found, environment)
         # Before there is a second thread, which takes this over; whoever comes early is not lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, {*PASSED_ON, signal.SIGCHLD})

@@ -11,7 +11,7 @@ from ghapp.cli.output import json_option, print_json, print_table, say
 def leases(*, as_json: bool) -> None:
     """List the tokens that live.
 
-    A token is named by its SHA-256, as in GitHub's audit log, and never shown.
+    --json names each by its SHA-256, as in GitHub's audit log; none is shown.
 
     \b
     Example:
@@ -35,6 +35,9 @@ def leases(*, as_json: bool) -> None:
                 ", ".join(f"{name}: {level}" for name, level in lease["permissions"].items()),
                 lease["expires_at"],
                 lease["uses"],
+                lease.get("grant") or "-",
             )
         )
-    print_table(("LEASE", "OWNER", "REPOSITORIES", "PERMISSIONS", "EXPIRES", "USES"), rows)
+    columns = ("LEASE", "OWNER", "REPOSITORIES", "PERMISSIONS", "EXPIRES", "USES", "GRANT")
+    width = len(columns) if any(lease.get("grant") for lease in found) else len(columns) - 1
+    print_table(columns[:width], [row[:width] for row in rows])

@@ -37,10 +37,10 @@ def counted_variables(found: Settings, environment: Mapping[str, str]) -> dict[s
     """Return the variables that add the settings at the end of git's configuration (git ≥ 2.31)."""
     given = environment.get("GIT_CONFIG_COUNT", "")
     first = int(given) if given.isdecimal() else 0
-    variables = {"GIT_CONFIG_COUNT": str(first + len(found))}
+    counted = {"GIT_CONFIG_COUNT": str(first + len(found))}
     for number, (key, value) in enumerate(found, first):
-        variables |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
-    return variables
+        counted |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+    return counted
 
 
 def listed_variable(found: Settings, environment: Mapping[str, str]) -> dict[str, str]:
@@ -53,6 +53,11 @@ def listed_variable(found: Settings, environment: Mapping[str, str]) -> dict[str
     return {"GIT_CONFIG_PARAMETERS": " ".join([given, *quoted] if given else quoted)}
 
 
+def variables(found: Settings) -> dict[str, str]:
+    """Return the variables for any git; where both forms are read, they say the same."""
+    return counted_variables(found, {}) | listed_variable(found, {})
+
+
 def shell(words: Sequence[str]) -> str:
     """Return `words` as one line for a shell."""
     return " ".join(shlex.quote(word) for word in words)
@@ -62,7 +67,7 @@ def for_container(found: Settings, directory: str) -> list[str]:
     """Return the arguments for docker's and podman's `run`: the grant's directory, read-only, and git's settings."""
     # --mount, unlike --volume, fails where the directory is gone, instead of making one.
     words = ["--mount", f"type=bind,source={directory},target={INSIDE},readonly"]
-    for name, value in counted_variables(found, {}).items():
+    for name, value in variables(found).items():
         words += ["--env", f"{name}={value}"]
     return words
 
@@ -70,13 +75,21 @@ def for_container(found: Settings, directory: str) -> list[str]:
 def for_dev_container(found: Settings, directory: str) -> str:
     """Return what belongs into a devcontainer.json."""
     mount = f"source={directory},target={INSIDE},type=bind,readonly"
-    return json.dumps({"mounts": [mount], "containerEnv": counted_variables(found, {})}, indent=2)
+    return json.dumps({"mounts": [mount], "containerEnv": variables(found)}, indent=2)
 
 
 def for_shell(found: Settings) -> list[str]:
     """Return the lines that a shell reads."""
-    variables = counted_variables(found, {}) | listed_variable(found, {})
-    return [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    return [f"export {name}={shlex.quote(value)}" for name, value in variables(found).items()]
+
+
+def for_file(found: Settings) -> str:
+    """Return the settings, which are all of one URL, as a section of a git configuration."""
+    lines = [f'[credential "{found[0][0].partition(".")[2].rpartition(".")[0]}"]']
+    for key, value in found:
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        lines.append(f'\t{key.rpartition(".")[2]} = "{escaped}"')
+    return "\n".join(lines)
 
 
 def for_remote(found: Settings) -> list[str]:

@@ -12,6 +12,9 @@ from ghapp.cli.output import counted, hint, json_option, print_json, say, say_er
 def lock(*, revoke: bool, as_json: bool) -> int:
     """Drop keys and tokens from memory and answer nothing, until 'ghapp unlock'.
 
+    Grants and 'ghapp exec' get nothing either. What was minted lives on at
+    GitHub until its hour is over, unless --revoke ends it now.
+
     The lock is the daemon's, in its memory: neither idleness nor an upgrade
     ends a locked daemon, but one that is started anew is not locked.
 

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from ghapp import audit, config, errors
+from ghapp.cli.grant import complete_names
 from ghapp.cli.output import json_option, printable, say
 
 
@@ -39,22 +40,25 @@ def parse_since(_ctx: click.Context, _param: click.Parameter, value: str | None)
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
 @click.option("--since", callback=parse_since, metavar="T", help="10m, 2h, 1d, or 2026-11-21T14:00.")
 @click.option("--repo", "repository", metavar="R", help="Only OWNER/REPO, or OWNER/*.")
+@click.option("--grant", metavar="NAME", shell_complete=complete_names, help="Only what went through that grant.")
 @json_option
-def log(*, follow: bool, since: str, repository: str | None, as_json: bool) -> None:
+def log(*, follow: bool, since: str, repository: str | None, grant: str | None, as_json: bool) -> None:
     """Show who got which token when: the whole trail, the oldest first.
 
-    --json prints the lines as they are kept, one object each.
+    --json prints the lines as they are kept, one object each. What somebody
+    in a container or on another host did is told by the grant it went through.
 
     \b
     Examples:
       ghapp log --since 2h --repo acme/rocket
-      ghapp log -f
+      ghapp log -f --grant rocket
     """
     trail = Trail(config.state_dir())
     found = False
     while True:
         for line, entry in trail.new():
-            if entry["time"] >= since and (repository is None or concerns(entry, repository)):
+            fits = repository is None or concerns(entry, repository)
+            if entry["time"] >= since and fits and (grant is None or _is_of(entry, grant)):
                 found = True
                 click.echo(line if as_json else readable(entry))
         if not follow:
@@ -62,7 +66,11 @@ def log(*, follow: bool, since: str, repository: str | None, as_json: bool) -> N
         sys.stdout.flush()
         time.sleep(LOOK_AGAIN)
     if not found and not as_json:
-        say("nothing was recorded" + (" that fits" if since or repository else " yet"))
+        say("nothing was recorded" + (" that fits" if since or repository or grant else " yet"))
+
+
+def _is_of(entry: dict[str, Any], grant: str) -> bool:
+    return str(entry.get("grant") or "").lower() == grant.lower()
 
 
 class Trail:

@@ -1,5 +1,6 @@
 """``ghapp token``."""
 
+import re
 import subprocess
 
 import click
@@ -12,6 +13,9 @@ from ghapp.credential import Repository, normal_host, parse_repository
 from ghapp.errors import ConfigError, GitConfigFailed, UsageError
 
 
+_ADDRESS = re.compile(r"^(?:https?://[^/@]+/|(?:ssh://)?git@[^/:@]+[/:])")
+
+
 def parse_permissions(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
     """Turn ``contents=read`` into a map; a click callback."""
     permissions = {}
@@ -21,6 +25,13 @@ def parse_permissions(_ctx: click.Context, _param: click.Parameter, values: tupl
             raise click.BadParameter(f"{value!r} is not NAME=read, NAME=write or NAME=admin")
         permissions[name] = level
     return permissions
+
+
+def not_a_repository(value: str, why: str = "is not OWNER/REPO") -> str:
+    """Return what is wrong with `value`, and what was probably meant: people paste addresses."""
+    path = _ADDRESS.sub("", value)
+    meant = parse_repository(path) if path != value else None
+    return f"{value!r} {why}" + (f"; did you mean {str(meant)!r}?" if meant else "")
 
 
 def repository_of_origin(hint: str = "ghapp token OWNER/REPO") -> tuple[str, str]:
@@ -50,7 +61,7 @@ def repository_of_origin(hint: str = "ghapp token OWNER/REPO") -> tuple[str, str
     help="Only this, such as issues=write; may be repeated.",
 )
 @click.option("--read-only", is_flag=True, help="Read, where the installation grants write.")
-@click.option("--host", default=None, callback=check_host, help="Where the repositories are; github.com.")
+@click.option("--host", callback=check_host, metavar="HOST", help="Where the repositories are; github.com.")
 @json_option
 def token(
     *, repositories: tuple[str, ...], permissions: dict[str, str], read_only: bool, host: str | None, as_json: bool
@@ -58,7 +69,8 @@ def token(
     """Print a token for other tools than git.
 
     It carries all that the installation grants on the named repositories
-    (without a name: that of the remote "origin"), and lives for an hour at most.
+    (without a name: that of the remote "origin"), and lives for an hour at
+    most. For a single command 'ghapp exec' is better: its token ends with it.
 
     \b
     Examples:
@@ -75,7 +87,7 @@ def token(
     for name in names:
         parsed: Repository | None = parse_repository(name)
         if parsed is None:
-            raise click.UsageError(f"{name!r} is not OWNER/REPO")
+            raise click.UsageError(not_a_repository(name))
     if not config.load(config.config_file()).apps:
         raise ConfigError("no app is registered", hint=FIRST)
     found = call(
