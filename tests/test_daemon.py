@@ -31,7 +31,7 @@ from fakes_process import (
 from standin.model import App
 from standin.server import StandIn
 
-from ghapp import config, daemon, paths, process
+from ghapp import config, daemon, outside, paths, process
 from ghapp.clock import SystemClock
 from ghapp.daemon import Daemon, serve
 from ghapp.errors import ConfigError, TlsFailed
@@ -173,18 +173,18 @@ async def test_sighup_reads_the_config_and_a_broken_one_keeps_the_old(
 ) -> None:
     async with running(directory) as running_daemon:
         await get(directory)
-        old = running_daemon._config
+        old = running_daemon._outside.config
         config.config_file().write_text("nonsense = 1\n")
         os.kill(os.getpid(), signal.SIGHUP)
         await soon(lambda: "the old configuration stays" in caplog.text)
-        assert running_daemon._config is old
+        assert running_daemon._outside.config is old
         assert "password" in await get(directory)
         assert "nonsense" in (await call(directory, "reload"))["error"]["message"]
 
         configure(app, '[network]\nno_proxy = "example.invalid"\n')
         os.kill(os.getpid(), signal.SIGHUP)
-        await soon(lambda: running_daemon._config is not old)
-        assert running_daemon._former
+        await soon(lambda: running_daemon._outside.config is not old)
+        assert running_daemon._outside._former
         assert "password" in await get(directory)
 
 
@@ -193,7 +193,7 @@ async def test_sigusr1_drops_the_keys_and_the_next_mint_reads_them_again(directo
     async with running(directory) as running_daemon:
 
         def keys() -> int:
-            signers = [key.signer for issuer in running_daemon._key_holders for key in issuer._keys]
+            signers = [key.signer for issuer in running_daemon._outside._key_holders for key in issuer._keys]
             return sum(signer._key is not None for signer in signers)  # type: ignore[attr-defined]  # a local one's
 
         token = (await get(directory))["password"]
@@ -293,7 +293,7 @@ from fakes_process import running, talk
 
 async def main(directory, get):
     async with running(directory) as daemon:
-        await daemon._ready.wait()
+        await daemon._outside._ready.wait()
         before = set(sys.modules)
         answer = await asyncio.to_thread(talk, directory / "git.sock", get)
         for method in ("status", "installations", "reload", "stop"):
@@ -463,7 +463,7 @@ async def test_an_app_with_a_signer_that_cannot_be_opened_stops_git_with_the_rea
 
 
 async def test_every_question_to_an_unusable_app_is_answered_by_the_reason(app: App) -> None:
-    unusable: Any = daemon.Unusable(config.load(config.config_file()).apps[0], TlsFailed("no", hint="mend it"))
+    unusable: Any = outside.Unusable(config.load(config.config_file()).apps[0], TlsFailed("no", hint="mend it"))
 
     assert unusable.app.name == app.slug
     questions = {"find_by_repository": 1, "find_by_owner": 1, "create_token": 1, "revoke_token": 1, "fingerprint": 0}
@@ -474,7 +474,7 @@ async def test_every_question_to_an_unusable_app_is_answered_by_the_reason(app: 
 
 @pytest.mark.usefixtures("app")
 async def test_a_daemon_that_is_not_whole_says_so_and_ends(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(daemon, "RIM", ("ghapp.gone",))
+    monkeypatch.setattr(outside, "RIM", ("ghapp.gone",))
     make(directory)
     broken = Daemon(str(directory), SystemClock())
     client: list[asyncio.Task[dict[str, str]]] = []

@@ -607,7 +607,7 @@ async def test_what_somebody_holds_cannot_be_all_of_an_owner(served: Daemon) -> 
 
 
 async def test_what_cannot_be_had_is_not_held(served: Daemon) -> None:
-    await served._wait_until_ready()
+    await served._outside.wait_until_ready()
     with pytest.raises(Exception, match="not on nowhere"):
         await served._lending.hold(["acme/nowhere"], "github.com", permissions=None, read_only=False)
     assert len(served._lending) == 0

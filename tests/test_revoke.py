@@ -231,11 +231,11 @@ async def test_a_locked_daemon_holds_no_key_and_no_token_until_it_is_unlocked(
     directory: Path, github: StandIn, ghapp: Ghapp, daemon: Daemon
 ) -> None:
     tokens = await mint(directory, "acme/r0", "acme/r1")
-    assert any(key.signer._key for issuer in daemon._key_holders for key in issuer._keys)  # type: ignore[attr-defined]
+    assert any(key.signer._key for issuer in daemon._outside._key_holders for key in issuer._keys)  # type: ignore[attr-defined]
 
     assert (await ghapp.asked("lock")).err == "locked\n"
 
-    assert not any(key.signer._key for issuer in daemon._key_holders for key in issuer._keys)  # type: ignore[attr-defined]
+    assert not any(key.signer._key for issuer in daemon._outside._key_holders for key in issuer._keys)  # type: ignore[attr-defined]
     assert (await ghapp.asked("leases", "--json")).json() == []
     assert dead(github, *tokens) == [False, False]
     assert "E42" in (await ghapp.asked("token", "acme/r0")).err
