@@ -403,6 +403,7 @@ async def test_what_is_lent_is_said_and_listed(ghapp: Ghapp, directory: Path) ->
     assert "or until the daemon ends\n" in (await ghapp.asked("grant", "create", "acme/probe")).err
     table = (await ghapp.asked("grant", "list")).out
     assert f"{directory}/grants/rocket/git.sock" in table
+    assert "\ngrants   2 lent; ghapp grant list\n" in (await ghapp.asked("status")).out
     await ghapp.asked("grant", "revoke", "--all")
     assert (await ghapp.asked("grant", "list")).err == "nothing is lent\n"
     assert (await ghapp.asked("status", "--json")).json()["grants"] == 0

@@ -48,6 +48,8 @@ def status(*, as_json: bool) -> None:
     if found.get("locked"):
         click.echo("lock     locked, and answers nothing; ghapp unlock")
     click.echo(f"tokens   {found['leases']} live, {found['mints']} minted, {found['hits']} answered without minting")
+    if found.get("grants"):
+        click.echo(f"grants   {found['grants']} lent; ghapp grant list")
     click.echo(f"clock    {'not compared with GitHub yet' if offset is None else f'{offset:+.0f} s against GitHub'}")
     for app in found["apps"]:
         trouble = f", in trouble: {app['trouble']}" if app["trouble"] else ""
