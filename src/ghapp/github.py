@@ -5,6 +5,7 @@ Statuses and messages are those of GitHub's documentation and of recorded answer
 """
 
 import asyncio
+import hashlib
 import json
 import random
 import re
@@ -63,6 +64,9 @@ JWT_AHEAD = 9 * 60  # GitHub allows 10 minutes, and rejects exactly 10 when our 
 PER_PAGE = 100
 NOT_YET = frozenset({401, 403, 404})  # what GitHub's replicas answer to a token that they do not know yet
 TOKEN_PAUSES = (0.5, 1.0, 2.0, 3.0)  # seconds; its lag is mostly under 4
+REVOKE_PAUSES = (0.5, 1.0, 2.0)  # seconds; with the calls they fit into the five that there are to end tokens
+YOUNG = 10.0  # seconds; whoever says that a younger token is dead may not know it yet
+MAX_YOUNG = 2_000  # remembered; in ten seconds no app may mint that many
 MAX_PAGES = 1_000  # 100,000 installations; a list that points to itself must end
 
 _TOKEN = re.compile(r"[!-~]{1,4096}")  # opaque; nothing that git's protocol could read as something else
@@ -108,6 +112,12 @@ class Answer:
         return printable(text) if isinstance(text, str) else ""
 
     @property
+    def may_not_know_the_token(self) -> bool:
+        """Tell whether a replica that has not heard of the token yet may have said this, and not GitHub's last word."""
+        is_final = "suspended" in self.message or _asked_to_wait(self, 0.0) is not None
+        return self.status in NOT_YET and not is_final
+
+    @property
     def rejects_key(self) -> bool:
         """Tell whether it was GitHub, and the key that it did not like."""
         is_about_another = self.message.startswith(_TIME_MESSAGES + _UNKNOWN_ISSUER)
@@ -133,6 +143,8 @@ class GitHub:
         *,
         call_budget: float = CALL_BUDGET,
         pauses: Sequence[float] = PAUSES,
+        token_pauses: Sequence[float] = TOKEN_PAUSES,
+        revoke_pauses: Sequence[float] = REVOKE_PAUSES,
     ) -> None:
         self._api = api
         self._host = urlsplit(api).hostname or ""
@@ -140,6 +152,10 @@ class GitHub:
         self._clock = clock
         self._call_budget = call_budget
         self._pauses = pauses
+        self._token_pauses = token_pauses
+        self._revoke_pauses = revoke_pauses
+        self._minted: dict[bytes, float] = {}
+        """When, by the SHA-256 of the token; only the last ones, and what we revoked is none of them."""
         self._client: httpx.AsyncClient | None = None
         self._server_minus_boot: float | None = None
         self.calls = 0
@@ -189,6 +205,39 @@ class GitHub:
                             return answer
                     await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311  # jitter
                 return await self._send(method, target, headers, body)
+
+    async def ask_with(self, token: str, path: str) -> Answer:
+        """Send a GET with an installation's token; a new one may be unknown for seconds."""
+        answer = await self.request("GET", path, token)
+        for pause in self._token_pauses:
+            if not answer.may_not_know_the_token:
+                break
+            await asyncio.sleep(pause)
+            answer = await self.request("GET", path, token)
+        return answer
+
+    async def revoke(self, token: str) -> Answer:
+        """Ask GitHub to end an installation's token, again while it may be too new to be known; others are dead."""
+        answer = await self.request("DELETE", "/installation/token", token)
+        for pause in self._revoke_pauses:
+            if not answer.may_not_know_the_token or not self._is_young(token):
+                break
+            await asyncio.sleep(pause)
+            answer = await self.request("DELETE", "/installation/token", token)
+        if answer.status in {httpx.codes.NO_CONTENT, httpx.codes.UNAUTHORIZED}:
+            self._minted.pop(_sha256(token), None)  # from now on whoever says that it is dead knows it
+        return answer
+
+    def note_mint(self, token: str, sent_at: float) -> None:
+        """Remember that `token` is new."""
+        while len(self._minted) >= MAX_YOUNG:
+            del self._minted[next(iter(self._minted))]
+        self._minted[_sha256(token)] = sent_at
+
+    def _is_young(self, token: str) -> bool:
+        """Tell whether `token` was minted here so lately that a replica may not know it yet."""
+        minted = self._minted.get(_sha256(token))
+        return minted is not None and self._clock.boot() - minted < YOUNG
 
     async def convert_manifest(self, code: str) -> Any:
         """Return the app, with its key, that the manifest flow's `code` stands for. Raises the errors of GitHub.
@@ -460,8 +509,8 @@ class AppClient:
             raise
 
     async def revoke_token(self, token: str) -> None:
-        """End `token`. 401 means that it is dead already."""
-        answer = await self._github.request("DELETE", "/installation/token", token)
+        """End `token`. 401 means that it is dead already, where it is not so new that GitHub may not know it yet."""
+        answer = await self._github.revoke(token)
         if answer.status not in {httpx.codes.NO_CONTENT, httpx.codes.UNAUTHORIZED}:
             raise self._refusal(answer)
 
@@ -524,12 +573,7 @@ class AppClient:
 
     async def _as_installation(self, path: str, token: str) -> Answer:
         """Ask with an installation's token; a new one may be unknown for seconds, which shows as any of three."""
-        answer = await self._github.request("GET", path, token)
-        for pause in TOKEN_PAUSES:
-            if answer.status not in NOT_YET or "suspended" in answer.message or _asked_to_wait(answer, 0.0) is not None:
-                break
-            await asyncio.sleep(pause)
-            answer = await self._github.request("GET", path, token)
+        answer = await self._github.ask_with(token, path)
         if answer.status != httpx.codes.OK:
             raise self._refusal(answer)
         if answer.body is None:
@@ -620,6 +664,7 @@ class AppClient:
         if not isinstance(token, str) or not _TOKEN.fullmatch(token):
             raise BadAnswer("GitHub returned a malformed token; it was not used")
         dated = answer.dated if answer.dated is not None else self._github.server_now()
+        self._github.note_mint(token, answer.sent_at)
         life = _unix_time(expires_at) - dated
         if life <= 0:
             raise BadAnswer("GitHub returned a token that has expired already")
@@ -692,6 +737,10 @@ def _asked_to_wait(answer: Answer, now: float) -> float | None:
     if answer.headers.get("x-ratelimit-remaining") == "0" and re.fullmatch(r"\d{1,12}", reset):
         return _between(float(reset) - now, 1, 3600)
     return 60.0 if limited or answer.status == httpx.codes.TOO_MANY_REQUESTS else None
+
+
+def _sha256(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
 
 
 def _between(value: float, least: float, most: float) -> float:
