@@ -25,6 +25,7 @@ from fakes_process import closed_port
 from standin import keys, model
 from standin.server import StandIn
 
+from ghapp import config
 from ghapp.broker import REVOKE_BUDGET, IssuedToken, Signer
 from ghapp.clock import SystemClock
 from ghapp.config import api_url
@@ -1260,7 +1261,8 @@ async def test_a_name_that_does_not_resolve_is_told(world: World) -> None:
     error = await failure(world, look_up, app=app, network=Network(ca_file=str(world.github.ca_file)))
 
     assert (type(error), error.message) == (NetworkFailed, "cannot resolve ghe.invalid")
-    assert error.hint.endswith("set HTTPS_PROXY, then: ghapp daemon restart")
+    where = f"proxy below [network] in {config.config_file()}; then: ghapp daemon restart"
+    assert error.hint == f"check the network; where a proxy is needed: set HTTPS_PROXY in this shell, or {where}"
 
 
 async def test_a_host_that_refuses_connections_is_told(world: World) -> None:
@@ -1339,6 +1341,8 @@ async def test_a_ca_that_did_not_sign_is_not_enough(world: World, tmp_path: Path
 
     assert isinstance(error, TlsFailed)
     assert error.message.startswith("the TLS certificate of api.github.com does not verify: ")
+    assert f"set SSL_CERT_FILE in this shell, or ca_file below [network] in {config.config_file()}" in error.hint
+    assert error.hint.endswith("; then: ghapp daemon restart")
     assert world.github.requests == []
 
 

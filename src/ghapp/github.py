@@ -23,6 +23,7 @@ import httpx
 from jwt.utils import base64url_encode
 
 from ghapp.broker import Clock, IssuedToken, Signer
+from ghapp.config import config_file
 from ghapp.credential import Repository
 from ghapp.errors import (
     AppRejected,
@@ -319,7 +320,7 @@ class GitHub:
             if isinstance(cause, ssl.SSLCertVerificationError):
                 return TlsFailed(
                     f"the TLS certificate of {self._host} does not verify: {cause.verify_message}",
-                    hint="for a company's CA: set SSL_CERT_FILE or network.ca_file, then: ghapp daemon restart",
+                    hint=f"for a company's CA: {_set('SSL_CERT_FILE', 'ca_file')}",
                 )
             if isinstance(cause, ssl.SSLError):
                 return TlsFailed(f"no TLS connection to {self._host} ({cause.reason})", hint=_CHECK_NETWORK)
@@ -327,8 +328,8 @@ class GitHub:
             why = f"cannot connect to the proxy {proxy}, on the way to {self._host}"
             return self._blame_the_proxy(why, stale=True)
         if any("gaierror" in type(cause).__name__ for cause in chain):
-            return NetworkFailed(f"cannot resolve {self._host}", hint=_CHECK_WAY)
-        return NetworkFailed(f"cannot connect to {self._host}", hint=_CHECK_WAY)
+            return NetworkFailed(f"cannot resolve {self._host}", hint=_check_way())
+        return NetworkFailed(f"cannot connect to {self._host}", hint=_check_way())
 
     def _blame_the_proxy(self, why: str, *, stale: bool) -> ProxyFailed:
         origin = self._network.proxy_origin
@@ -338,7 +339,15 @@ class GitHub:
 _FAILING = httpx.codes.INTERNAL_SERVER_ERROR
 _SEE_STATUS = "see https://www.githubstatus.com"
 _CHECK_NETWORK = "check the network, and https://www.githubstatus.com"
-_CHECK_WAY = "check the network; where a proxy is needed: set HTTPS_PROXY, then: ghapp daemon restart"
+
+
+def _check_way() -> str:
+    return f"check the network; where a proxy is needed: {_set('HTTPS_PROXY', 'proxy')}"
+
+
+def _set(variable: str, key: str) -> str:
+    """Return how a setting is made that is missing, as `mend` does for one that is wrong."""
+    return f"set {variable} in this shell, or {key} below [network] in {config_file()}; then: ghapp daemon restart"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
