@@ -632,20 +632,23 @@ async def test_an_app_narrowed_to_an_owner_lends_and_lists_nothing_of_another(cl
 async def test_a_time_that_github_rejects_is_asked_about_once_a_minute(
     broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
 ) -> None:
+    first = await filled(broker)  # the key is proven
+    issuer.install("one", owner="beta")
     issuer.errors["find_by_repository"] = [ClockRejected("too far")] * 2
 
-    for _ in range(12):
-        assert isinstance(await refused(broker), ClockRejected)
-        assert isinstance(await refused(broker, ask("two")), ClockRejected)
+    for number in range(12):
+        assert isinstance(await refused(broker, ask(owner="beta")), ClockRejected)
+        assert isinstance(await refused(broker, ask(owner=f"elsewhere{number}")), ClockRejected)
         assert broker.trouble(issuer.app) == "E21"
         clock.advance(5 - 1e-9)
-    assert len(issuer.calls) == 1
+    assert issuer.count("find_by_repository") == 2
+    assert (await filled(broker)).token == first.token
 
     clock.advance(1)
-    assert isinstance(await refused(broker), ClockRejected)
-    assert len(issuer.calls) == 2
+    assert isinstance(await refused(broker, ask(owner="beta")), ClockRejected)
+    assert issuer.count("find_by_repository") == 3
     broker.configure([issuer])  # as a restart does
-    await filled(broker)
+    await filled(broker, ask(owner="beta"))
 
 
 async def test_a_moved_repository_is_served_when_the_route_is_old_and_github_is_away(

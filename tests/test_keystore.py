@@ -106,6 +106,25 @@ def test_something_else_under_a_keys_name_is_named_without_being_shown(
     assert (caught.value.__cause__, caught.value.__context__) == (None, None)
 
 
+class Junk(KeyStore):
+    """A keyring whose child answers with what is no key."""
+
+    def _call(self, action: str, account: str, secret: bytes = b"", *, interactive: bool) -> memoryview:  # noqa: ARG002
+        JUNK[:] = b"secret junk"
+        return memoryview(JUNK)
+
+
+JUNK = bytearray(11)
+
+
+def test_what_is_no_key_is_overwritten_and_the_command_that_mends_it_is_named() -> None:
+    with pytest.raises(KeyUnavailable, match="not an app's private key") as caught:
+        Junk().read("github.com/7/SHA256:a")
+
+    assert caught.value.hint == "ghapp app add --app-id 7 --key FILE"
+    assert (bytes(JUNK), caught.value.__cause__, caught.value.__context__) == (bytes(11), None, None)
+
+
 @pytest.mark.parametrize("display", ["", ":99"])
 def test_a_locked_keyring_is_named_at_once_and_nobody_is_asked(
     desktop: Session, key: rsa.RSAPrivateKey, monkeypatch: pytest.MonkeyPatch, *, display: str

@@ -143,7 +143,7 @@ async def test_with_github_down_what_lives_on_is_listed_and_the_next_try_ends_it
 ) -> None:
     monkeypatch.setattr(revoke, "PAUSE", 0.0)
     tokens = await mint(directory, *(f"acme/{name}" for name in NAMES))
-    down = github.faults.add("/installation/token", method="DELETE", status=502, times=None)
+    down = github.faults.add("/installation/token", method="DELETE", status=501, times=None)  # is not tried again
 
     failed = await ghapp.asked("revoke", "--all", "--json")
 

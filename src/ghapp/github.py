@@ -208,25 +208,24 @@ class GitHub:
                 return await self._send(method, target, headers, body)
 
     async def ask_with(self, token: str, path: str) -> Answer:
-        """Send a GET with an installation's token; a new one may be unknown for seconds."""
-        answer = await self.request("GET", path, token)
-        for pause in self._token_pauses:
-            if not answer.may_not_know_the_token:
-                break
-            await asyncio.sleep(pause)
-            answer = await self.request("GET", path, token)
-        return answer
+        """Send a GET with an installation's token."""
+        return await self._as_installation("GET", path, token, self._token_pauses)
 
     async def revoke(self, token: str) -> Answer:
-        """Ask GitHub to end an installation's token, again while it may be too new to be known; others are dead."""
-        answer = await self.request("DELETE", "/installation/token", token)
-        for pause in self._revoke_pauses:
+        """Ask GitHub to end an installation's token."""
+        answer = await self._as_installation("DELETE", "/installation/token", token, self._revoke_pauses)
+        if answer.status in {httpx.codes.NO_CONTENT, httpx.codes.UNAUTHORIZED}:
+            self._minted.pop(_sha256(token), None)  # from now on whoever says that it is dead knows it
+        return answer
+
+    async def _as_installation(self, method: str, path: str, token: str, pauses: Sequence[float]) -> Answer:
+        """Send a request, and again while the token may be too new to be known; an older one is dead then."""
+        answer = await self.request(method, path, token)
+        for pause in pauses:
             if not answer.may_not_know_the_token or not self._is_young(token):
                 break
             await asyncio.sleep(pause)
-            answer = await self.request("DELETE", "/installation/token", token)
-        if answer.status in {httpx.codes.NO_CONTENT, httpx.codes.UNAUTHORIZED}:
-            self._minted.pop(_sha256(token), None)  # from now on whoever says that it is dead knows it
+            answer = await self.request(method, path, token)
         return answer
 
     def note_mint(self, token: str, sent_at: float) -> None:
@@ -581,7 +580,7 @@ class AppClient:
         return answer
 
     async def _as_installation(self, path: str, token: str) -> Answer:
-        """Ask with an installation's token; a new one may be unknown for seconds, which shows as any of three."""
+        """Ask with an installation's token."""
         answer = await self._github.ask_with(token, path)
         if answer.status != httpx.codes.OK:
             raise self._refusal(answer)
