@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ import pytest
 from fakes_process import (
     LIMIT,
     closed_port,
-    end_daemon,
     ending_by_itself,
     eventually,
     git_cache,
@@ -39,14 +37,6 @@ from ghapp.errors import ConfigError, TlsFailed
 
 GET = b"action=get\ntimeout=0\nghapp=1\nprotocol=https\nhost=github.com\npath=acme/rocket.git\n"
 PERMISSIONS = {"contents": "write", "issues": "write"}
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    path = Path(paths.runtime_dir())
-    yield path
-    if path.exists():
-        end_daemon(path)
 
 
 @pytest.fixture

@@ -29,11 +29,6 @@ FOUND = lent.settings(["https://github.com/acme"], "/run/a b/git.sock")
 
 
 @pytest.fixture
-def ghapp(capsys: pytest.CaptureFixture[str]) -> Ghapp:
-    return Ghapp(capsys)
-
-
-@pytest.fixture
 def directory() -> Iterator[Path]:
     path = Path(paths.runtime_dir())
     yield path

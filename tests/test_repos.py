@@ -24,11 +24,6 @@ PERMISSIONS = {"contents": "write", "issues": "write"}
 
 
 @pytest.fixture
-def ghapp(capsys: pytest.CaptureFixture[str]) -> Ghapp:
-    return Ghapp(capsys)
-
-
-@pytest.fixture
 def app(github: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> App:
     app = github.add_app("acme-bot", PERMISSIONS)
     for name, value in github.environment.items():
