@@ -164,7 +164,7 @@ async def test_with_github_half_down_what_failed_is_tried_again(
 ) -> None:
     monkeypatch.setattr(revoke, "PAUSE", 0.0)
     tokens = await mint(directory, *(f"acme/{name}" for name in NAMES))
-    github.faults.add("/installation/token", method="DELETE", status=403, body='{"message": "no"}', times=5)
+    github.faults.add("/installation/token", method="DELETE", status=501, times=5)  # is not tried again below
 
     done = await ghapp.asked("revoke", "--all")
 
@@ -263,7 +263,7 @@ async def test_a_lock_that_could_not_end_a_token_says_so_and_revoke_still_can(
     directory: Path, github: StandIn, ghapp: Ghapp
 ) -> None:
     (token,) = await mint(directory, "acme/r0")
-    down = github.faults.add("/installation/token", method="DELETE", status=403, times=None)
+    down = github.faults.add("/installation/token", method="DELETE", status=501, times=None)
     failed = await ghapp.asked("lock", "--revoke")
     assert (failed.code, "1 token could not be revoked" in failed.err) == (1, True)
 
