@@ -6,7 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command_line import Ghapp
+from fakes_process import end_daemon
 from standin.server import StandIn
+
+from ghapp import paths
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,6 +49,21 @@ def _own_world(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
     monkeypatch.setenv("GHAPP_RUNTIME_DIR", str(home / "run"))
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     monkeypatch.setenv("GIT_TERMINAL_PROMPT", "0")
+
+
+@pytest.fixture
+def ghapp(capsys: pytest.CaptureFixture[str]) -> Ghapp:
+    """`ghapp` in this process."""
+    return Ghapp(capsys)
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """The runtime directory; whichever daemon a test leaves there ends with it."""
+    path = Path(paths.runtime_dir())
+    yield path
+    if path.exists():
+        end_daemon(path)
 
 
 @pytest.fixture

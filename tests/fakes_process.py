@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 from ghapp import process
+from ghapp.broker import Clock
 from ghapp.clock import SystemClock
 from ghapp.daemon import Daemon
 
@@ -42,10 +43,10 @@ def make(directory: Path) -> None:
 
 
 @contextlib.asynccontextmanager
-async def running(directory: Path, *, lock: int | None = None) -> AsyncIterator[Daemon]:
+async def running(directory: Path, *, lock: int | None = None, clock: Clock | None = None) -> AsyncIterator[Daemon]:
     """Run a daemon in this loop; the block begins when it listens."""
     make(directory)
-    daemon = Daemon(str(directory), SystemClock(), lock=lock)
+    daemon = Daemon(str(directory), clock or SystemClock(), lock=lock)
     listens = asyncio.Event()
     task = asyncio.create_task(daemon.run(listens.set))
     waiting = asyncio.create_task(listens.wait())

@@ -36,11 +36,6 @@ ME = Peer(os.getpid(), os.geteuid())
 
 
 @pytest.fixture
-def ghapp(capsys: pytest.CaptureFixture[str]) -> Ghapp:
-    return Ghapp(capsys)
-
-
-@pytest.fixture
 def directory() -> Path:
     return config.state_dir()
 

@@ -6,13 +6,14 @@ from contextlib import suppress
 from dataclasses import replace
 
 import pytest
-from fakes import FakeClock, ScriptedIssuer, make_app
+from fakes import FakeClock, ScriptedIssuer, make_app, make_installation
 
-from ghapp.broker import SPARE, Broker, Order
+from ghapp.broker import SPARE, WORK_BUDGET, Broker, Order
 from ghapp.credential import Credential, Query, Repository
 from ghapp.errors import (
     AppRejected,
     BadAnswer,
+    ClockRejected,
     Declined,
     Failed,
     ForeignUser,
@@ -29,7 +30,7 @@ from ghapp.errors import (
     Suspended,
     UsageError,
 )
-from ghapp.grant import Grant
+from ghapp.grant import ANY, Grant
 from ghapp.installation import ALL, Scope
 from ghapp.lease import Lease
 
@@ -480,12 +481,174 @@ async def test_a_living_lease_is_served_when_the_route_is_old_and_github_is_away
     issuer.errors["find_by_repository"] = [NetworkFailed("no route")] * 9
 
     assert (await filled(broker)).token == first.token
+    await settled(broker)
     assert (await filled(broker)).token == first.token
+    await settled(broker)
     assert issuer.count("find_by_repository") == 2
 
     clock.advance(60)
     assert (await filled(broker)).token == first.token
+    await settled(broker)
     assert issuer.count("find_by_repository") == 3
+
+
+async def test_who_has_a_living_lease_does_not_wait_for_the_look_up_of_an_old_route(
+    broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
+) -> None:
+    await filled(broker, ask("two"))
+    clock.advance(3000)
+    first = await filled(broker)
+    tool = await broker.token("github.com", [ONE], None)
+    grant = Grant("g", "1", "github.com", (ONE,), (("contents", "write"),))
+    broker.open_grant(grant.key)
+    lent = await broker.fill(ask(), grant)
+    clock.advance(601)
+    issuer.hold = asyncio.Event()  # GitHub says nothing
+
+    async with asyncio.timeout(5):  # of the twelve that a call may take
+        assert (await filled(broker)).token == first.token
+        assert (await broker.token("github.com", [ONE], None)).id == tool.id
+        assert await broker.fill(ask(), grant) == lent
+    await settled_turn()
+    assert (issuer.count("find_by_repository"), broker.mints) == (2, 4)
+
+    issuer.hold.set()
+    await settled(broker)
+    await filled(broker)
+    assert issuer.count("find_by_repository") == 2  # what came of it is believed
+
+
+async def test_nothing_is_minted_by_a_route_that_is_too_old(
+    broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
+) -> None:
+    await filled(broker)
+    clock.advance(3601)  # the lease is dead too
+    issuer.errors["find_by_repository"] = [NetworkFailed("no route")] * 2
+
+    assert isinstance(await refused(broker), NetworkFailed)
+    clock.advance(3)
+    assert isinstance(await refused(broker), NetworkFailed)
+    assert broker.mints == 1
+
+    clock.advance(3)
+    await filled(broker)
+    assert [name for name, _ in issuer.calls][-2:] == ["find_by_repository", "create_token"]
+
+
+async def test_by_an_old_route_a_lease_near_its_end_is_served_only_after_a_look_up_has_failed(
+    broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
+) -> None:
+    await filled(broker, ask("two"))
+    clock.advance(400)
+    first = await filled(broker)
+    clock.advance(3600 - 200)  # 200 s are left, and the route is older than an hour
+
+    issuer.errors["find_by_repository"] = [NetworkFailed("no route")]
+    assert (await filled(broker)).token == first.token
+    assert (await filled(broker)).token == first.token
+    assert (issuer.count("find_by_repository"), broker.mints) == (2, 2)
+
+    clock.advance(60)
+    assert (await filled(broker)).token != first.token
+    assert (issuer.count("find_by_repository"), broker.mints) == (3, 3)
+
+
+async def test_a_lease_that_git_saw_rejected_is_not_served_by_an_old_route(
+    broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
+) -> None:
+    await filled(broker, ask("two"))
+    clock.advance(3000)
+    first = await filled(broker)
+    clock.advance(601)
+
+    second = await filled(broker, ask(rejected=first.lease))
+
+    assert second.token != first.token
+    assert issuer.count("find_by_repository") == 2
+
+
+async def test_a_look_up_that_runs_out_of_time_is_a_failed_one(clock: FakeClock, issuer: ScriptedIssuer) -> None:
+    broker = Broker(clock, work_budget=0.02)
+    broker.configure([issuer])
+    issuer.life = 3900.0
+    first = await filled(broker)
+    clock.advance(3610)  # 290 s are left
+    issuer.hold = asyncio.Event()
+
+    assert (await filled(broker)).token == first.token
+    assert (await filled(broker)).token == first.token
+    assert issuer.count("find_by_repository") == 2
+
+
+@pytest.mark.parametrize("owners", [("acme",), ("ACME", "elsewhere")])
+async def test_an_app_narrowed_to_an_owner_has_no_token_for_what_moved_to_another(
+    clock: FakeClock, owners: tuple[str, ...]
+) -> None:
+    issuer = ScriptedIssuer(make_app(owners=owners), clock)
+    issuer.install("one")
+    issuer.install(number=8, owner="Globex")
+    issuer.moved["acme/one"] = ("globex", 900)
+    broker = serve(clock, issuer)
+
+    error = await refused(broker)
+    with pytest.raises(NotSelected):
+        await broker.token("github.com", [ONE], None)
+    with pytest.raises(NotSelected):
+        await broker.lendable("github.com", [ONE], None, read_only=False)
+
+    assert isinstance(error, NotSelected)
+    assert error.message.startswith("acme/one has moved to Globex, and the app acme-bot is only for ")
+    assert "config.toml" in error.hint
+    assert broker.mints == 0
+
+
+async def test_what_moved_is_served_by_the_next_app_that_may(clock: FakeClock) -> None:
+    narrow, wide = ScriptedIssuer(make_app(owners=("acme",)), clock), ScriptedIssuer(make_app("wide-bot"), clock)
+    for issuer in (narrow, wide):
+        issuer.install("one")
+        issuer.install(number=8, owner="globex")
+        issuer.moved["acme/one"] = ("globex", 900)
+    broker = serve(clock, narrow, wide)
+
+    await filled(broker)
+
+    assert (narrow.count("create_token"), wide.count("create_token")) == (0, 1)
+
+
+async def test_an_app_narrowed_to_an_owner_lends_and_lists_nothing_of_another(clock: FakeClock) -> None:
+    issuer = ScriptedIssuer(make_app(owners=("acme",)), clock)
+    issuer.install("one")
+    issuer.installations["acme"] = make_installation(9, "Globex")  # GitHub knows the owner by its old name
+    issuer.install(number=8, owner="globex")
+    broker = serve(clock, issuer)
+
+    with pytest.raises(NotInstalled):
+        await broker.lendable("github.com", [Repository("acme", ANY)], None, read_only=False)
+    with pytest.raises(NotInstalled):
+        await broker.lease_to_look_around("acme-bot", "globex")
+    assert broker.mints == 0
+
+
+async def test_a_time_that_github_rejects_is_asked_about_once_a_minute(
+    broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
+) -> None:
+    first = await filled(broker)  # the key is proven
+    issuer.install("one", owner="beta")
+    issuer.errors["find_by_repository"] = [ClockRejected("too far")] * 2
+
+    for number in range(12):
+        assert isinstance(await refused(broker, ask(owner="beta")), ClockRejected)
+        assert isinstance(await refused(broker, ask(owner=f"elsewhere{number}")), ClockRejected)
+        assert broker.trouble(issuer.app) == "E21"
+        clock.advance(5 - 1e-9)
+    assert issuer.count("find_by_repository") == 2
+    assert (await filled(broker)).token == first.token
+
+    clock.advance(1)
+    assert isinstance(await refused(broker, ask(owner="beta")), ClockRejected)
+    assert issuer.count("find_by_repository") == 3
+    broker.configure([issuer])  # as a restart does
+    await filled(broker, ask(owner="beta"))
 
 
 async def test_a_moved_repository_is_served_when_the_route_is_old_and_github_is_away(
@@ -502,6 +665,8 @@ async def test_a_moved_repository_is_served_when_the_route_is_old_and_github_is_
     issuer.errors["find_by_repository"] = [NetworkFailed("no route")]
 
     assert (await filled(broker, ask("old"))).token == second.token
+    await settled(broker)
+    assert (issuer.count("find_by_repository"), broker.mints) == (2, 2)
 
 
 async def test_an_outage_is_told_when_nothing_is_known(broker: Broker, issuer: ScriptedIssuer) -> None:
@@ -513,16 +678,19 @@ async def test_an_outage_is_told_when_nothing_is_known(broker: Broker, issuer: S
 
 
 async def test_a_fill_ends_in_time_and_a_later_one_starts_anew(clock: FakeClock, issuer: ScriptedIssuer) -> None:
-    broker = Broker(clock, budget=0.05, work_budget=0.04)
+    broker = Broker(clock, work_budget=0.02)  # the work runs out of time first, as it does by our numbers
     broker.configure([issuer])
     issuer.hold = asyncio.Event()
 
     error = await refused(broker)
+    await settled(broker)
     clock.advance(4)
     issuer.hold.set()
+    broker._flights.limit = WORK_BUDGET  # the new start is not held to what a loaded machine cannot keep
 
     assert (type(error), error.message) == (NetworkFailed, "no token within 0 s")
     assert (await filled(broker)).token.startswith("ghs_")
+    assert issuer.count("find_by_repository") == 2
 
 
 async def test_the_budget_holds_where_the_work_goes_on(clock: FakeClock, issuer: ScriptedIssuer) -> None:

@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from fakes_process import (
     DEAF,
     WITH_PID,
-    end_daemon,
     eventually,
     greet,
     hang_up,
@@ -66,19 +65,6 @@ class Ghapp:
 
     async def asked(self, *arguments: str | Path) -> Result:
         return await asyncio.to_thread(self, *arguments)
-
-
-@pytest.fixture
-def ghapp(capsys: pytest.CaptureFixture[str]) -> Ghapp:
-    return Ghapp(capsys)
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    path = Path(paths.runtime_dir())
-    yield path
-    if path.exists():
-        end_daemon(path)
 
 
 @pytest.fixture
@@ -728,7 +714,7 @@ async def test_stopping_tells_what_was_revoked(
     await add(ghapp, app, key)
     await ghapp.asked("token", "acme/rocket")
     await ghapp.asked("token", "acme/rocket", "--read-only")
-    github.faults.add("/installation/token", method="DELETE", status=403, times=1)  # a 5xx would be tried again
+    github.faults.add("/installation/token", method="DELETE", status=501, times=1)  # which is not tried again
 
     done = await ghapp.asked("daemon", "stop")
 

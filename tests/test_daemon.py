@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ import pytest
 from fakes_process import (
     LIMIT,
     closed_port,
-    end_daemon,
     ending_by_itself,
     eventually,
     git_cache,
@@ -39,14 +37,6 @@ from ghapp.errors import ConfigError, TlsFailed
 
 GET = b"action=get\ntimeout=0\nghapp=1\nprotocol=https\nhost=github.com\npath=acme/rocket.git\n"
 PERMISSIONS = {"contents": "write", "issues": "write"}
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    path = Path(paths.runtime_dir())
-    yield path
-    if path.exists():
-        end_daemon(path)
 
 
 @pytest.fixture
@@ -473,16 +463,27 @@ async def test_every_question_to_an_unusable_app_is_answered_by_the_reason(app: 
 
 
 @pytest.mark.usefixtures("app")
-async def test_a_daemon_that_is_not_whole_says_so_and_ends(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outside, "RIM", ("ghapp.gone",))
+async def test_a_daemon_that_is_not_whole_says_so_and_ends(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = threading.Event()
+    monkeypatch.setitem(sys.modules, "the_gate_of_this_test", asked)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = f"import the_gate_of_this_test as asked\nasked.wait({LIMIT})\nraise ImportError('no module of ours')\n"
+    (tmp_path / "half_of_an_upgrade.py").write_text(module)
+    monkeypatch.setattr(outside, "RIM", ("half_of_an_upgrade",))
     make(directory)
     broken = Daemon(str(directory), SystemClock())
-    client: list[asyncio.Task[dict[str, str]]] = []
-    task = asyncio.create_task(broken.run(lambda: client.append(asyncio.create_task(get(directory)))))
+    listening = asyncio.Event()
+    task = asyncio.create_task(broken.run(listening.set))
 
+    await asyncio.wait_for(listening.wait(), LIMIT)
+    client = asyncio.create_task(get(directory))
+    await soon(lambda: any(listener.connections for listener in broken._listeners))
+    asked.set()
     await asyncio.wait_for(task, LIMIT)
 
-    assert "ghapp is not whole" in (await client[0])["error"]
+    assert "ghapp is not whole: no module of ours" in (await client)["error"]
 
 
 async def test_a_start_that_fails_leaves_no_socket(directory: Path) -> None:

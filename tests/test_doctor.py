@@ -30,11 +30,6 @@ PERMISSIONS = {"contents": "write", "workflows": "write", "metadata": "read"}
 
 
 @pytest.fixture
-def ghapp(capsys: pytest.CaptureFixture[str]) -> Ghapp:
-    return Ghapp(capsys)
-
-
-@pytest.fixture
 def directory() -> Iterator[Path]:
     path = Path(paths.runtime_dir())
     yield path

@@ -29,11 +29,6 @@ FOUND = lent.settings(["https://github.com/acme"], "/run/a b/git.sock")
 
 
 @pytest.fixture
-def ghapp(capsys: pytest.CaptureFixture[str]) -> Ghapp:
-    return Ghapp(capsys)
-
-
-@pytest.fixture
 def directory() -> Iterator[Path]:
     path = Path(paths.runtime_dir())
     yield path
@@ -226,7 +221,7 @@ async def test_what_cannot_be_run_has_the_status_of_env_and_leaves_no_token(
 
 async def test_a_token_that_could_not_be_revoked_is_told(ghapp: Ghapp, served: Daemon, github: StandIn) -> None:
     del served
-    github.faults.add("installation/token", status=500, times=3)
+    github.faults.add("installation/token", status=501)  # which is not tried again
 
     done = await ghapp.asked("exec", "acme/rocket", "--", "/nonexistent")
 

@@ -1187,11 +1187,6 @@ def test_a_git_that_does_not_say_its_version_counts_as_new(home: Home, tmp_path:
 
 
 @pytest.fixture
-def ghapp(capsys: pytest.CaptureFixture[str]) -> Ghapp:
-    return Ghapp(capsys)
-
-
-@pytest.fixture
 async def served(github: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[App]:
     """An app on acme, another on globex, where it is suspended, and a daemon in this loop."""
     app = github.add_app("acme-bot", {"contents": "write"})

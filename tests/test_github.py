@@ -25,7 +25,8 @@ from fakes_process import closed_port
 from standin import keys, model
 from standin.server import StandIn
 
-from ghapp.broker import IssuedToken, Signer
+from ghapp import config
+from ghapp.broker import REVOKE_BUDGET, IssuedToken, Signer
 from ghapp.clock import SystemClock
 from ghapp.config import api_url
 from ghapp.credential import Repository
@@ -47,7 +48,7 @@ from ghapp.errors import (
     Suspended,
     TlsFailed,
 )
-from ghapp.github import MAX_BODY, AppClient, GitHub
+from ghapp.github import MAX_BODY, MAX_YOUNG, REVOKE_PAUSES, AppClient, GitHub
 from ghapp.installation import ALL, Installation, InstallationId, Permissions, Repositories, Scope
 from ghapp.key_choice import pages
 from ghapp.network import Network, mend
@@ -124,10 +125,18 @@ class World:
         signer: Signer | None = None,
         call_budget: float = 12.0,
         pauses: Sequence[float] = (),
+        revoke_pauses: Sequence[float] = (),
         **options: Any,
     ) -> AsyncIterator[AppClient]:
         app = app or self.configured()
-        github = GitHub(app.api, network or self.network, clock or self.clock, call_budget=call_budget, pauses=pauses)
+        github = GitHub(
+            app.api,
+            network or self.network,
+            clock or self.clock,
+            call_budget=call_budget,
+            pauses=pauses,
+            revoke_pauses=revoke_pauses,
+        )
         with ThreadPoolExecutor(2) as threads:
             try:
                 yield AppClient(app, [signer or MemorySigner(self.app.private_keys[0])], github, threads, **options)
@@ -289,6 +298,70 @@ async def test_a_token_is_revoked_and_a_dead_one_counts_as_revoked(world: World)
 
     assert world.github.tokens[issued.token].revoked
     assert [r.status for r in world.github.requests if r.method == "DELETE"] == [204, 401]
+
+
+LAGGING = [(401, "Bad credentials"), (403, "Resource not accessible by integration"), (404, "Not Found")]
+
+
+@pytest.mark.parametrize(("status", "message"), LAGGING)
+async def test_a_token_that_github_does_not_know_yet_is_ended_all_the_same(
+    world: World, status: int, message: str
+) -> None:
+    async with world.client(revoke_pauses=(0.0, 0.0, 0.0)) as client:
+        issued = await client.create_token(world.scope())
+        lag = world.github.faults.add("/installation/token", times=3, **refusal(message, status))
+        await client.revoke_token(issued.token)
+
+    assert lag.hits == 3
+    assert world.github.tokens[issued.token].revoked
+
+
+@pytest.mark.parametrize(("age", "calls"), [(9.9, 4), (10.0, 1)])
+async def test_only_a_new_token_may_be_unknown(world: World, *, age: float, calls: int) -> None:
+    async with world.client(revoke_pauses=(0.0, 0.0, 0.0)) as client:
+        issued = await client.create_token(world.scope())
+        world.github.tokens[issued.token].revoked = True
+        world.clock.advance(age)
+        await client.revoke_token(issued.token)
+        await client.revoke_token(issued.token)  # what GitHub says of it now is believed
+        await client.revoke_token("ghs_that_was_minted_elsewhere")
+
+    assert len(world.seen("/installation/token")) == calls + 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        ({"status": 403, "headers": JSON | {"retry-after": "60"}, "body": '{"message": "slow down"}'}, RateLimited),
+        ({"status": 403, "headers": JSON, "body": '{"message": "This installation has been suspended"}'}, Suspended),
+        ({"status": 404, "headers": JSON, "body": '{"message": "Not Found"}'}, NotInstalled),
+    ],
+)
+async def test_a_new_token_whose_end_is_refused_counts_as_alive(
+    world: World, fault: dict[str, Any], kind: type[GhappError]
+) -> None:
+    async with world.client(revoke_pauses=(0.0,)) as client:
+        issued = await client.create_token(world.scope())
+        world.github.faults.add("/installation/token", times=None, **fault)
+        with pytest.raises(kind):
+            await client.revoke_token(issued.token)
+
+    assert len(world.seen("/installation/token")) == (2 if kind is NotInstalled else 1)
+
+
+async def test_the_tokens_that_may_be_unknown_are_bounded_and_kept_as_hashes(world: World) -> None:
+    async with world.client() as client:
+        for number in range(MAX_YOUNG + 10):
+            client._github.note_mint(f"ghs_{number}", world.clock.boot())
+
+        assert len(client._github._minted) == MAX_YOUNG
+        assert not client._github._is_young("ghs_0")
+        assert client._github._is_young(f"ghs_{MAX_YOUNG}")
+        assert "ghs_" not in repr(client._github._minted)
+
+
+def test_the_tries_to_end_a_new_token_fit_into_the_time_there_is() -> None:
+    assert sum(REVOKE_PAUSES) <= REVOKE_BUDGET - 1
 
 
 async def test_a_revocation_that_fails_says_so(world: World) -> None:
@@ -1188,7 +1261,8 @@ async def test_a_name_that_does_not_resolve_is_told(world: World) -> None:
     error = await failure(world, look_up, app=app, network=Network(ca_file=str(world.github.ca_file)))
 
     assert (type(error), error.message) == (NetworkFailed, "cannot resolve ghe.invalid")
-    assert error.hint.endswith("set HTTPS_PROXY, then: ghapp daemon restart")
+    where = f"proxy below [network] in {config.config_file()}; then: ghapp daemon restart"
+    assert error.hint == f"check the network; where a proxy is needed: set HTTPS_PROXY in this shell, or {where}"
 
 
 async def test_a_host_that_refuses_connections_is_told(world: World) -> None:
@@ -1267,6 +1341,8 @@ async def test_a_ca_that_did_not_sign_is_not_enough(world: World, tmp_path: Path
 
     assert isinstance(error, TlsFailed)
     assert error.message.startswith("the TLS certificate of api.github.com does not verify: ")
+    assert f"set SSL_CERT_FILE in this shell, or ca_file below [network] in {config.config_file()}" in error.hint
+    assert error.hint.endswith("; then: ghapp daemon restart")
     assert world.github.requests == []
 
 

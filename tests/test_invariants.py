@@ -824,6 +824,7 @@ def test_the_invariants_hold() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_the_invariants_hold_for_20000_steps() -> None:
     explore(20_000, derandomize=False)
 

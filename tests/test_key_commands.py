@@ -6,7 +6,7 @@ import json
 import stat
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import tomlkit
 from click.shell_completion import BashComplete
 from command_line import Ghapp, Result
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
-from fakes_process import LIMIT, end_daemon, running, talk
+from fakes_process import LIMIT, running, talk
 from standin.model import App
 from standin.server import StandIn
 
@@ -25,19 +25,6 @@ from ghapp.private_key import fingerprint, load_key
 
 
 PERMISSIONS = {"contents": "write", "issues": "write"}
-
-
-@pytest.fixture
-def ghapp(capsys: pytest.CaptureFixture[str]) -> Ghapp:
-    return Ghapp(capsys)
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    path = Path(paths.runtime_dir())
-    yield path
-    if path.exists():
-        end_daemon(path)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from keyring.backends.SecretService import Keyring as LibraryBackend
 from session_bus import PASSWORD, Session, session
 
-from ghapp import keystore
+from ghapp import config, keystore
 from ghapp.errors import KeyMissing, KeyringAbsent, KeyringFailed, KeyringLocked, KeyUnavailable
 from ghapp.keystore import KeyStore
 from ghapp.private_key import encode_key, fingerprint
@@ -106,6 +106,25 @@ def test_something_else_under_a_keys_name_is_named_without_being_shown(
     assert (caught.value.__cause__, caught.value.__context__) == (None, None)
 
 
+class Junk(KeyStore):
+    """A keyring whose child answers with what is no key."""
+
+    def _call(self, action: str, account: str, secret: bytes = b"", *, interactive: bool) -> memoryview:  # noqa: ARG002
+        JUNK[:] = b"secret junk"
+        return memoryview(JUNK)
+
+
+JUNK = bytearray(11)
+
+
+def test_what_is_no_key_is_overwritten_and_the_command_that_mends_it_is_named() -> None:
+    with pytest.raises(KeyUnavailable, match="not an app's private key") as caught:
+        Junk().read("github.com/7/SHA256:a")
+
+    assert caught.value.hint == "ghapp app add --app-id 7 --key FILE"
+    assert (bytes(JUNK), caught.value.__cause__, caught.value.__context__) == (bytes(11), None, None)
+
+
 @pytest.mark.parametrize("display", ["", ":99"])
 def test_a_locked_keyring_is_named_at_once_and_nobody_is_asked(
     desktop: Session, key: rsa.RSAPrivateKey, monkeypatch: pytest.MonkeyPatch, *, display: str
@@ -148,12 +167,29 @@ def test_whoever_could_not_unlock_is_not_sent_in_a_circle(word: str) -> None:
 @pytest.mark.parametrize(
     ("account", "command"),
     [
-        ("github.com/4242/SHA256:a/b", "ghapp app add NAME --app-id 4242 --key FILE"),
-        ("ghe.example/Iv23x/SHA256:a", "ghapp app add NAME --client-id Iv23x --host ghe.example --key FILE"),
+        ("github.com/4242/SHA256:a/b", "ghapp app add --app-id 4242 --key FILE"),
+        ("ghe.example/Iv23x/SHA256:a", "ghapp app add --client-id Iv23x --host ghe.example --key FILE"),
+        ("github.com/7/SHA256:a/b", "ghapp key add FILE --app acme-bot"),
+        ("github.com/Iv23y/SHA256:a/b", "ghapp key add FILE --app acme-bot"),
+        ("ghe.example/7/SHA256:a", "ghapp app add --app-id 7 --host ghe.example --key FILE"),
     ],
 )
 def test_the_command_that_stores_a_missing_key_anew_is_named(account: str, command: str) -> None:
+    table = {"name": "acme-bot", "app_id": 7, "client_id": "Iv23y", "keys": ["file:/k.pem"]}
+    config.put_app(config.config_file(), table)
+
     assert keystore._error("missing", account, interactive=False).hint == command
+    for word in ("locked", "dismissed", "absent", "refused", "failed x"):
+        assert f": {command} --signer file:PATH" in keystore._error(word, account, interactive=True).hint
+
+
+def test_a_key_that_is_missing_has_its_hint_whatever_the_configuration_says() -> None:
+    config.config_file().parent.mkdir(parents=True)
+    config.config_file().write_text("[")
+
+    error = keystore._error("missing", "github.com/7/SHA256:a", interactive=False)
+
+    assert error.hint == "ghapp app add --app-id 7 --key FILE"
 
 
 def test_without_a_session_bus_there_is_no_keyring(key: rsa.RSAPrivateKey, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,11 +32,6 @@ PERMISSIONS = {"contents": "write", "workflows": "write", "issues": "write"}
 
 
 @pytest.fixture
-def ghapp(capsys: pytest.CaptureFixture[str]) -> Ghapp:
-    return Ghapp(capsys)
-
-
-@pytest.fixture
 def directory() -> Iterator[Path]:
     path = Path(paths.runtime_dir())
     yield path

@@ -16,14 +16,11 @@ from standin.settings import Lag
 from ghapp import config, paths
 from ghapp.cli import repos
 from ghapp.cli.daemon_client import RemoteError, call
+from ghapp.clock import SystemClock
+from ghapp.github import YOUNG
 
 
 PERMISSIONS = {"contents": "write", "issues": "write"}
-
-
-@pytest.fixture
-def ghapp(capsys: pytest.CaptureFixture[str]) -> Ghapp:
-    return Ghapp(capsys)
 
 
 @pytest.fixture
@@ -33,6 +30,18 @@ def app(github: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> App
         monkeypatch.setenv(name, value)
     register(app, tmp_path)
     return app
+
+
+class LaterClock(SystemClock):
+    """This machine's clocks, so many seconds later."""
+
+    seconds = 0.0
+
+    def wall(self) -> float:
+        return super().wall() + self.seconds
+
+    def boot(self) -> float:
+        return super().boot() + self.seconds
 
 
 @pytest.fixture
@@ -125,15 +134,22 @@ async def test_a_token_that_github_does_not_know_yet_is_waited_for(
 
 
 async def test_a_token_that_was_ended_elsewhere_is_not_used_a_second_time(
-    served: App, ghapp: Ghapp, github: StandIn
+    app: App, ghapp: Ghapp, github: StandIn
 ) -> None:
-    github.install(served, "acme", repositories=["rocket"])
+    github.install(app, "acme", repositories=["rocket"])
     github.add_repository("acme/rocket")
-    await ghapp.asked("repos")
-    github.revoke(github.mints[0].token)
+    clock = LaterClock()
+    async with running(Path(paths.runtime_dir()), clock=clock):
+        await ghapp.asked("repos")
+        github.revoke(github.mints[0].token)
+        clock.seconds = YOUNG  # no replica can be without the token any more
+        refused = len(github.requests)
 
-    failed = await ghapp.asked("repos", "--json")
-    again = await ghapp.asked("repos", "--json")
+        failed = await ghapp.asked("repos", "--json")
+        refusals = [request.status for request in list(github.requests)[refused:] if request.status == 401]
+        again = await ghapp.asked("repos", "--json")
+
+    assert refusals == [401]
 
     assert (failed.code, failed.out.strip()) == (1, "[]")
     assert "ghapp: warning: acme through acme-bot: GitHub refused (HTTP 401)" in failed.err

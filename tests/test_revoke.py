@@ -24,11 +24,6 @@ NAMES = [f"r{number}" for number in range(12)]
 
 
 @pytest.fixture
-def ghapp(capsys: pytest.CaptureFixture[str]) -> Ghapp:
-    return Ghapp(capsys)
-
-
-@pytest.fixture
 def directory() -> Iterator[Path]:
     path = Path(paths.runtime_dir())
     yield path
@@ -143,7 +138,7 @@ async def test_with_github_down_what_lives_on_is_listed_and_the_next_try_ends_it
 ) -> None:
     monkeypatch.setattr(revoke, "PAUSE", 0.0)
     tokens = await mint(directory, *(f"acme/{name}" for name in NAMES))
-    down = github.faults.add("/installation/token", method="DELETE", status=502, times=None)
+    down = github.faults.add("/installation/token", method="DELETE", status=501, times=None)  # is not tried again
 
     failed = await ghapp.asked("revoke", "--all", "--json")
 
@@ -169,7 +164,7 @@ async def test_with_github_half_down_what_failed_is_tried_again(
 ) -> None:
     monkeypatch.setattr(revoke, "PAUSE", 0.0)
     tokens = await mint(directory, *(f"acme/{name}" for name in NAMES))
-    github.faults.add("/installation/token", method="DELETE", status=403, body='{"message": "no"}', times=5)
+    github.faults.add("/installation/token", method="DELETE", status=501, times=5)  # is not tried again below
 
     done = await ghapp.asked("revoke", "--all")
 
@@ -268,7 +263,7 @@ async def test_a_lock_that_could_not_end_a_token_says_so_and_revoke_still_can(
     directory: Path, github: StandIn, ghapp: Ghapp
 ) -> None:
     (token,) = await mint(directory, "acme/r0")
-    down = github.faults.add("/installation/token", method="DELETE", status=403, times=None)
+    down = github.faults.add("/installation/token", method="DELETE", status=501, times=None)
     failed = await ghapp.asked("lock", "--revoke")
     assert (failed.code, "1 token could not be revoked" in failed.err) == (1, True)
 

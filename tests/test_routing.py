@@ -117,25 +117,36 @@ def test_absences_can_be_forgotten_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "prolonged", "after"),
+    ("place", "old"),
     [
-        (Place(HERE, "one"), True, Place(HERE, "one")),
-        (Place(HERE, 900), True, Place(HERE, 900)),
-        (Place(AWAY, "one"), False, None),
-        (Place(AWAY, 900), False, None),
-        (None, False, None),
+        (Place(HERE, "one"), Place(HERE, "one", old=True)),
+        (Place(HERE, 900), Place(HERE, 900, old=True)),
+        (Place(AWAY, "one"), None),
+        (Place(AWAY, 900), None),
+        (None, None),
     ],
 )
-def test_what_was_last_known_is_believed_for_another_minute(
-    place: Place | None, *, prolonged: bool, after: Place | None
-) -> None:
+def test_what_was_last_known_is_known_to_be_old(place: Place | None, old: Place | None) -> None:
     known = routes()
     if place:
         known.learn(APP, ONE, place, 0)
 
-    assert known.prolong(APP, ONE, 9_000) is prolonged
-    assert known.find(APP, ONE, 9_059) == after
-    assert known.find(APP, ONE, 9_060) is None
+    assert known.find(APP, ONE, 9_000) is None
+    assert known.find_old(APP, Repository("ACME", "One")) == old
+
+
+@pytest.mark.parametrize("place", [Place(HERE, "one"), Place(HERE, 900)])
+def test_a_failed_look_up_is_remembered_for_a_minute_or_until_one_succeeds(place: Place) -> None:
+    known = routes()
+    assert not known.failed_lately(APP, "acme", 9_000)
+
+    known.learn_failure(APP, "ACME", 9_000)
+
+    assert known.failed_lately(APP, "Acme", 9_059)
+    assert not known.failed_lately(APP, "acme", 9_060)
+    assert not known.failed_lately(make_app("other"), "acme", 9_000)
+    known.learn(APP, ONE, place, 9_010)
+    assert not known.failed_lately(APP, "acme", 9_010)
 
 
 def test_the_list_of_installations_is_believed_for_a_minute() -> None:
@@ -157,8 +168,10 @@ def test_what_strangers_can_make_us_remember_is_bounded() -> None:
     for number in range(MAX_NEGATIVE + 10):
         known.learn_owner(APP, f"owner{number}", None, 0)
         known.learn_unselected(APP, Repository("acme", f"r{number}"), 0)
+        known.learn_failure(APP, f"away{number}", 0)
 
     assert (len(known._owners), len(known._unselected)) == (MAX_NEGATIVE, MAX_NEGATIVE)
+    assert len(known._failures) == MAX_NEGATIVE
     assert known.find(APP, Repository("owner0", "x"), 0) is None
     assert known.find(APP, Repository(f"owner{MAX_NEGATIVE}", "x"), 0) is Unreachable.ABSENT
 

@@ -70,11 +70,6 @@ class Guided:
 
 
 @pytest.fixture
-def ghapp(capsys: pytest.CaptureFixture[str]) -> Ghapp:
-    return Ghapp(capsys)
-
-
-@pytest.fixture
 def guided(ghapp: Ghapp, monkeypatch: pytest.MonkeyPatch) -> Guided:
     return Guided(ghapp, monkeypatch)
 

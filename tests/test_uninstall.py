@@ -20,11 +20,6 @@ from ghapp.errors import KeyringLocked
 
 
 @pytest.fixture
-def ghapp(capsys: pytest.CaptureFixture[str]) -> Ghapp:
-    return Ghapp(capsys)
-
-
-@pytest.fixture
 def home() -> Path:
     return Path(os.environ["HOME"])
 

@@ -49,7 +49,7 @@ from ghapp.installation import (
     wider_than,
 )
 from ghapp.lease import HAND_OUT, LAST_RESORT, MAX_LIFE, RECENTLY, RENEW_AHEAD, Lease, LeaseBook
-from ghapp.restraint import Flights, Restraint, within
+from ghapp.restraint import OF_THE_APP, Flights, Restraint, within
 from ghapp.routing import App, Place, Routes, Unreachable
 
 
@@ -200,6 +200,10 @@ class Revocation:
 Attempt = Callable[[TokenIssuer, Sequence[Place]], Awaitable[Result]]
 
 
+class _NothingHeld(Exception):  # no failure: a look-up comes first
+    """What is believed is too old for a mint, and there is no lease to hand out by it."""
+
+
 class Broker:
     """Answers for all configured apps."""
 
@@ -290,7 +294,7 @@ class Broker:
                 self._note_answer(lease, named, began)
                 return credential
         except GhappError as error:
-            if not isinstance(error, AppRejected | RateLimited):  # that is known of the app; another may be free sooner
+            if not isinstance(error, OF_THE_APP):  # that is known of the app; another may be free sooner
                 self._restraint.remember(key, error, self._clock.boot())
             raise
 
@@ -327,7 +331,7 @@ class Broker:
                 check_granted(installation, wanted)
                 scope = await _scope(issuer, installation, (places[0].repository,), wanted, grant.key)
             self._drop_rejected(query, grant.key)
-            return await self.lease(Order(issuer, scope, installation.account, repository))
+            return await self.lease(Order(issuer, scope, installation.account, repository, old=places[0].old))
 
         self._restraint.check_grant(grant.key, self._clock.boot())
         together = grant.repositories if grant.together else (repository,)
@@ -353,7 +357,7 @@ class Broker:
         permissions = git_permissions(installation, issuer.app.permissions)
         scope = await _scope(issuer, installation, repositories, permissions)
         self._drop_rejected(query, "")
-        return await self.lease(Order(issuer, scope, installation.account, query.repository))
+        return await self.lease(Order(issuer, scope, installation.account, query.repository, old=place.old))
 
     async def _fill_without_path(self, query: Query) -> Lease:
         """Answer a request that names no repository: possible only when there is nothing to choose."""
@@ -414,7 +418,8 @@ class Broker:
             wanted = installation.permissions if permissions is None else permissions
             wanted = read_only_of(wanted) if read_only else wanted
             scope = await self._scope_together(issuer, places, wanted, repositories[0].owner, grant)
-            return await self.lease(Order(issuer, scope, installation.account, repositories[0]))
+            order = Order(issuer, scope, installation.account, repositories[0], old=places[0].old)
+            return await self.lease(order)
 
         began = self._clock.boot()
         try:
@@ -474,7 +479,7 @@ class Broker:
         for issuer in self._issuers:
             if issuer.app.serves(host, pattern.owner):
                 found = await self._asking(issuer, lambda issuer=issuer: issuer.find_by_owner(pattern.owner))  # type: ignore[misc]  # mypy cannot infer it
-                if found is not None:
+                if found is not None and issuer.app.serves(host, found.account):
                     return _lendable_on(issuer.app, found, permissions, read_only=read_only)
         return None
 
@@ -491,7 +496,7 @@ class Broker:
         """Return a lease that sees what the app `name` reaches on `owner`, and may do nothing with it."""
         absent = NotInstalled(f"no app {name} is installed on {owner}", hint="ghapp installations")
         issuer = next((issuer for issuer in self._issuers if issuer.app.name == name), None)
-        if issuer is None:
+        if issuer is None or not issuer.app.serves(issuer.app.host, owner):
             raise absent
         for last in (False, True):
             all_of_them = await self._installations(issuer)
@@ -681,24 +686,64 @@ class Broker:
     ) -> Result | None:
         """Return what `attempt` comes to for where `repositories` are, or None where the app is not installed.
 
-        What we believed may be old: a refusal makes us look at each repository once more, unless we just did.
+        What we believed may be old: a refusal makes us look at each repository once more, unless we just did. What
+        is too old for a mint serves the leases that live at once, while it is looked up behind them.
         """
+        if not afresh and (old := self._old_places(issuer, repositories)):
+            with suppress(_NothingHeld, Declined, UsageError):
+                return await attempt(issuer, old)
         for last in (True,) if afresh else (False, True):
             places, fresh = [], True
             for repository in repositories:
-                place, asked = await self._locate(issuer, repository, afresh=last)
+                try:
+                    place, asked = await self._locate(issuer, repository, afresh=last)
+                except Failed:
+                    if afresh or not (old := self._old_places(issuer, repositories)):
+                        raise
+                    with suppress(_NothingHeld, Declined, UsageError):  # there may be a lease in its last minutes
+                        return await attempt(issuer, old)
+                    raise
                 if place is Unreachable.ABSENT:
                     return None
                 if place is Unreachable.UNSELECTED:
                     raise self._not_selected(issuer.app, repository)
                 places.append(place)
                 fresh = fresh and asked
+            self._check_owners(issuer.app, repositories, places)
             try:
                 return await attempt(issuer, places)
             except (NotInstalled, NotSelected, PermissionMissing, Suspended, UsageError):
                 if fresh or last:
                     raise
         raise AssertionError("unreachable")
+
+    def _old_places(self, issuer: TokenIssuer, repositories: Sequence[Repository]) -> list[Place]:
+        """Return where `repositories` are, if that is known of all and too old for a mint; it is looked up behind."""
+        app, now = issuer.app, self._clock.boot()
+        places: list[Place] = []
+        expired: list[Repository] = []
+        for repository in repositories:
+            place = self._routes.find(app, repository, now)
+            if place is None:
+                expired.append(repository)
+                place = self._routes.find_old(app, repository)
+            if not isinstance(place, Place) or not app.serves(app.host, place.installation.account):
+                return []
+            places.append(replace(place, old=True))
+        for repository in expired:
+            if not self._routes.failed_lately(app, repository.owner, now):
+                self._begin_look_up(issuer, repository)
+        return places if expired else []
+
+    def _check_owners(self, app: App, repositories: Sequence[Repository], places: Sequence[Place]) -> None:
+        """Raise `NotSelected` if one of them has moved to an owner whom the configuration keeps from `app`."""
+        for repository, place in zip(repositories, places, strict=True):
+            account = place.installation.account
+            if not app.serves(app.host, account):
+                raise NotSelected(
+                    f"{repository} has moved to {account}, and the app {app.name} is only for {', '.join(app.owners)}",
+                    hint=f"if that is right, add it to owners of {app.name} in config.toml; then: ghapp daemon restart",
+                )
 
     async def _locate(
         self, issuer: TokenIssuer, repository: Repository, *, afresh: bool
@@ -712,24 +757,27 @@ class Broker:
             await self._flights.once((app, repository.key), lambda: self._look_up(issuer, repository))
             asked = True
         while (place := self._routes.find(app, repository, self._clock.boot())) is None:
-            try:
-                about = await self._flights.once((app, repository.key[0]), lambda: self._look_up(issuer, repository))
-            except Failed:
-                if not self._routes.prolong(app, repository, self._clock.boot()):
-                    raise
-            else:
-                asked = about == repository.key
+            asked = await asyncio.shield(self._begin_look_up(issuer, repository)) == repository.key
         return place, asked
+
+    def _begin_look_up(self, issuer: TokenIssuer, repository: Repository) -> "asyncio.Task[tuple[str, str]]":
+        return self._flights.begin((issuer.app, repository.key[0]), lambda: self._look_up(issuer, repository))
 
     async def _look_up(self, issuer: TokenIssuer, repository: Repository) -> tuple[str, str]:
         app = issuer.app
-        place = await self._asking(issuer, lambda: issuer.find_by_repository(repository))
+        installation: Installation | None = None
+        try:
+            place = await self._asking(issuer, lambda: issuer.find_by_repository(repository))
+            if place is None:
+                # 404 says "not installed", "not selected", "does not exist" alike: the owner tells them apart.
+                installation = await self._asking(issuer, lambda: issuer.find_by_owner(repository.owner))
+        except (Failed, asyncio.CancelledError):  # time may be out
+            self._routes.learn_failure(app, repository.owner, self._clock.boot())
+            raise
         if place is not None:
             self._routes.forget(app, repository)
             self._routes.learn(app, repository, place, self._clock.boot())
             return repository.key
-        # 404 says "not installed", "not selected" and "does not exist" alike: the owner tells them apart.
-        installation = await self._asking(issuer, lambda: issuer.find_by_owner(repository.owner))
         self._routes.forget(app, repository)
         self._routes.learn_owner(app, repository.owner, installation, self._clock.boot())
         if installation is not None:
@@ -768,6 +816,11 @@ class Broker:
         self._check_open(order.scope)
         held = self._book.find(order.scope, self._clock.boot(), at_least=LAST_RESORT)
         left = 0.0 if held is None else held.remaining(self._clock.boot())
+        if order.old:
+            if held is None or (left < HAND_OUT and not self._is_last_resort(order)):
+                raise _NothingHeld
+            self.hits += 1
+            return held
         if held is not None and left >= RENEW_AHEAD:
             self.hits += 1
             return held
@@ -785,6 +838,12 @@ class Broker:
         if fresh.remaining(self._clock.boot()) < LAST_RESORT:  # the lid was closed before we had our turn
             return await self.lease(order)
         return fresh
+
+    def _is_last_resort(self, order: "Order") -> bool:
+        now = self._clock.boot()
+        return self._routes.failed_lately(order.issuer.app, order.asked_of, now) or self._restraint.last_mint_failed(
+            order.scope, now
+        )
 
     def _renew_ahead(self, order: "Order") -> None:
         """Replace the lease in the background if its end is near and somebody used it lately; else look later.
@@ -922,6 +981,13 @@ class Order:
     owner: str
     repository: Repository | None
     """The one to prove a new token on; None where that cannot be done."""
+    old: bool = False
+    """Known by a place that is too old: nothing is to be minted."""
+
+    @property
+    def asked_of(self) -> str:
+        """The owner in the request, who may have had the repository once."""
+        return self.owner if self.repository is None else self.repository.owner
 
 
 async def _scope(

@@ -162,6 +162,7 @@ class ClockRejected(Failed):
     """GitHub rejected the times in the JWT."""
 
     code = "E21"
+    remember = 60.0  # a wrong log-in too, and no clock is mended faster
 
 
 class AppRejected(Failed):

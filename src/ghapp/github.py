@@ -5,6 +5,7 @@ Statuses and messages are those of GitHub's documentation and of recorded answer
 """
 
 import asyncio
+import hashlib
 import json
 import random
 import re
@@ -22,6 +23,7 @@ import httpx
 from jwt.utils import base64url_encode
 
 from ghapp.broker import Clock, IssuedToken, Signer
+from ghapp.config import config_file
 from ghapp.credential import Repository
 from ghapp.errors import (
     AppRejected,
@@ -63,6 +65,9 @@ JWT_AHEAD = 9 * 60  # GitHub allows 10 minutes, and rejects exactly 10 when our 
 PER_PAGE = 100
 NOT_YET = frozenset({401, 403, 404})  # what GitHub's replicas answer to a token that they do not know yet
 TOKEN_PAUSES = (0.5, 1.0, 2.0, 3.0)  # seconds; its lag is mostly under 4
+REVOKE_PAUSES = (0.5, 1.0, 2.0)  # seconds; with the calls they fit into the five that there are to end tokens
+YOUNG = 10.0  # seconds; whoever says that a younger token is dead may not know it yet
+MAX_YOUNG = 2_000  # remembered; in ten seconds no app may mint that many
 MAX_PAGES = 1_000  # 100,000 installations; a list that points to itself must end
 
 _TOKEN = re.compile(r"[!-~]{1,4096}")  # opaque; nothing that git's protocol could read as something else
@@ -108,6 +113,12 @@ class Answer:
         return printable(text) if isinstance(text, str) else ""
 
     @property
+    def may_not_know_the_token(self) -> bool:
+        """Tell whether a replica that has not heard of the token yet may have said this, and not GitHub's last word."""
+        is_final = "suspended" in self.message or _asked_to_wait(self, 0.0) is not None
+        return self.status in NOT_YET and not is_final
+
+    @property
     def rejects_key(self) -> bool:
         """Tell whether it was GitHub, and the key that it did not like."""
         is_about_another = self.message.startswith(_TIME_MESSAGES + _UNKNOWN_ISSUER)
@@ -133,6 +144,8 @@ class GitHub:
         *,
         call_budget: float = CALL_BUDGET,
         pauses: Sequence[float] = PAUSES,
+        token_pauses: Sequence[float] = TOKEN_PAUSES,
+        revoke_pauses: Sequence[float] = REVOKE_PAUSES,
     ) -> None:
         self._api = api
         self._host = urlsplit(api).hostname or ""
@@ -140,6 +153,10 @@ class GitHub:
         self._clock = clock
         self._call_budget = call_budget
         self._pauses = pauses
+        self._token_pauses = token_pauses
+        self._revoke_pauses = revoke_pauses
+        self._minted: dict[bytes, float] = {}
+        """When, by the SHA-256 of the token; only the last ones, and what we revoked is none of them."""
         self._client: httpx.AsyncClient | None = None
         self._server_minus_boot: float | None = None
         self.calls = 0
@@ -189,6 +206,38 @@ class GitHub:
                             return answer
                     await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311  # jitter
                 return await self._send(method, target, headers, body)
+
+    async def ask_with(self, token: str, path: str) -> Answer:
+        """Send a GET with an installation's token."""
+        return await self._as_installation("GET", path, token, self._token_pauses)
+
+    async def revoke(self, token: str) -> Answer:
+        """Ask GitHub to end an installation's token."""
+        answer = await self._as_installation("DELETE", "/installation/token", token, self._revoke_pauses)
+        if answer.status in {httpx.codes.NO_CONTENT, httpx.codes.UNAUTHORIZED}:
+            self._minted.pop(_sha256(token), None)  # from now on whoever says that it is dead knows it
+        return answer
+
+    async def _as_installation(self, method: str, path: str, token: str, pauses: Sequence[float]) -> Answer:
+        """Send a request, and again while the token may be too new to be known; an older one is dead then."""
+        answer = await self.request(method, path, token)
+        for pause in pauses:
+            if not answer.may_not_know_the_token or not self._is_young(token):
+                break
+            await asyncio.sleep(pause)
+            answer = await self.request(method, path, token)
+        return answer
+
+    def note_mint(self, token: str, sent_at: float) -> None:
+        """Remember that `token` is new."""
+        while len(self._minted) >= MAX_YOUNG:
+            del self._minted[next(iter(self._minted))]
+        self._minted[_sha256(token)] = sent_at
+
+    def _is_young(self, token: str) -> bool:
+        """Tell whether `token` was minted here so lately that a replica may not know it yet."""
+        minted = self._minted.get(_sha256(token))
+        return minted is not None and self._clock.boot() - minted < YOUNG
 
     async def convert_manifest(self, code: str) -> Any:
         """Return the app, with its key, that the manifest flow's `code` stands for. Raises the errors of GitHub.
@@ -270,7 +319,7 @@ class GitHub:
             if isinstance(cause, ssl.SSLCertVerificationError):
                 return TlsFailed(
                     f"the TLS certificate of {self._host} does not verify: {cause.verify_message}",
-                    hint="for a company's CA: set SSL_CERT_FILE or network.ca_file, then: ghapp daemon restart",
+                    hint=f"for a company's CA: {_set('SSL_CERT_FILE', 'ca_file')}",
                 )
             if isinstance(cause, ssl.SSLError):
                 return TlsFailed(f"no TLS connection to {self._host} ({cause.reason})", hint=_CHECK_NETWORK)
@@ -278,8 +327,8 @@ class GitHub:
             why = f"cannot connect to the proxy {proxy}, on the way to {self._host}"
             return self._blame_the_proxy(why, stale=True)
         if any("gaierror" in type(cause).__name__ for cause in chain):
-            return NetworkFailed(f"cannot resolve {self._host}", hint=_CHECK_WAY)
-        return NetworkFailed(f"cannot connect to {self._host}", hint=_CHECK_WAY)
+            return NetworkFailed(f"cannot resolve {self._host}", hint=_check_way())
+        return NetworkFailed(f"cannot connect to {self._host}", hint=_check_way())
 
     def _blame_the_proxy(self, why: str, *, stale: bool) -> ProxyFailed:
         origin = self._network.proxy_origin
@@ -289,7 +338,15 @@ class GitHub:
 _FAILING = httpx.codes.INTERNAL_SERVER_ERROR
 _SEE_STATUS = "see https://www.githubstatus.com"
 _CHECK_NETWORK = "check the network, and https://www.githubstatus.com"
-_CHECK_WAY = "check the network; where a proxy is needed: set HTTPS_PROXY, then: ghapp daemon restart"
+
+
+def _check_way() -> str:
+    return f"check the network; where a proxy is needed: {_set('HTTPS_PROXY', 'proxy')}"
+
+
+def _set(variable: str, key: str) -> str:
+    """Return how a setting is made that is missing, as `mend` does for one that is wrong."""
+    return f"set {variable} in this shell, or {key} below [network] in {config_file()}; then: ghapp daemon restart"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -460,8 +517,8 @@ class AppClient:
             raise
 
     async def revoke_token(self, token: str) -> None:
-        """End `token`. 401 means that it is dead already."""
-        answer = await self._github.request("DELETE", "/installation/token", token)
+        """End `token`. 401 means that it is dead already, where it is not so new that GitHub may not know it yet."""
+        answer = await self._github.revoke(token)
         if answer.status not in {httpx.codes.NO_CONTENT, httpx.codes.UNAUTHORIZED}:
             raise self._refusal(answer)
 
@@ -523,13 +580,8 @@ class AppClient:
         return answer
 
     async def _as_installation(self, path: str, token: str) -> Answer:
-        """Ask with an installation's token; a new one may be unknown for seconds, which shows as any of three."""
-        answer = await self._github.request("GET", path, token)
-        for pause in TOKEN_PAUSES:
-            if answer.status not in NOT_YET or "suspended" in answer.message or _asked_to_wait(answer, 0.0) is not None:
-                break
-            await asyncio.sleep(pause)
-            answer = await self._github.request("GET", path, token)
+        """Ask with an installation's token."""
+        answer = await self._github.ask_with(token, path)
         if answer.status != httpx.codes.OK:
             raise self._refusal(answer)
         if answer.body is None:
@@ -620,6 +672,7 @@ class AppClient:
         if not isinstance(token, str) or not _TOKEN.fullmatch(token):
             raise BadAnswer("GitHub returned a malformed token; it was not used")
         dated = answer.dated if answer.dated is not None else self._github.server_now()
+        self._github.note_mint(token, answer.sent_at)
         life = _unix_time(expires_at) - dated
         if life <= 0:
             raise BadAnswer("GitHub returned a token that has expired already")
@@ -692,6 +745,10 @@ def _asked_to_wait(answer: Answer, now: float) -> float | None:
     if answer.headers.get("x-ratelimit-remaining") == "0" and re.fullmatch(r"\d{1,12}", reset):
         return _between(float(reset) - now, 1, 3600)
     return 60.0 if limited or answer.status == httpx.codes.TOO_MANY_REQUESTS else None
+
+
+def _sha256(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
 
 
 def _between(value: float, least: float, most: float) -> float:

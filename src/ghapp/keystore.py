@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import select
+import shlex
 import subprocess
 import sys
 import time
@@ -19,9 +20,9 @@ from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
-from ghapp import autostart
-from ghapp.config import GITHUB
+from ghapp import autostart, config
 from ghapp.errors import (
+    ConfigError,
     GhappError,
     KeyMissing,
     KeyringAbsent,
@@ -32,6 +33,7 @@ from ghapp.errors import (
     KeyUnavailable,
 )
 from ghapp.private_key import encode_key, fingerprint, load_der
+from ghapp.routing import App
 
 
 READ_LIMIT = 5.0  # seconds; a keyring answers in 20 ms, and git waits
@@ -71,7 +73,7 @@ class KeyStore:
                 raise
             kept = False
         if not kept:
-            raise KeyringFailed("the keyring did not keep the key", hint=_CHOICES)
+            raise KeyringFailed("the keyring did not keep the key", hint=_choices(account))
 
     def delete(self, account: str) -> None:
         """Remove the key stored as `account`; a missing one is done."""
@@ -84,8 +86,11 @@ class KeyStore:
         der = self._call("get", account, interactive=interactive)
         try:
             return load_der(der, source="the keyring")
+        except KeyUnavailable as error:
+            message = error.message
         finally:
             der[:] = bytes(len(der))
+        raise KeyUnavailable(message, hint=_again(account))  # outside: its context would hold what was read
 
     def _call(self, action: str, account: str, secret: bytes = b"", *, interactive: bool) -> memoryview:
         """Return what the child answers behind its word, in a buffer that is the caller's to overwrite."""
@@ -106,7 +111,8 @@ class KeyStore:
             except (TimeoutError, subprocess.TimeoutExpired):
                 child.kill()
                 raise KeyringSilent(
-                    f"the keyring did not answer within {limit:.0f} s", hint=_OPEN if interactive else "ghapp unlock"
+                    f"the keyring did not answer within {limit:.0f} s",
+                    hint=_open(account) if interactive else "ghapp unlock",
                 ) from None
             except BaseException:
                 child.kill()
@@ -138,37 +144,57 @@ def _exchange(child: "subprocess.Popen[bytes]", request: bytes, limit: float) ->
 
 
 _LONGEST_WORD = 200  # characters, a class's name included
-_CHOICES = "choose where the key is to be: --signer file:PATH, or a keyring by [keyring] backend in config.toml"
 
 
-_OPEN = "unlock it on the desktop; on a machine without one: ghapp app add NAME ... --key FILE --signer file:PATH"
+def _choices(account: str) -> str:
+    file = config.config_file()
+    return f"store the key in a file: {_elsewhere(account)}, or name another keyring: backend below [keyring] in {file}"
+
+
+def _open(account: str) -> str:
+    return f"unlock it on the desktop; on a machine without one: {_elsewhere(account)}"
+
+
+def _elsewhere(account: str) -> str:
+    """Return the command that stores the key of `account` where no keyring is needed."""
+    return f"{_again(account)} --signer file:PATH"
 
 
 def _again(account: str) -> str:
-    """Return the command that stores the key of `account` anew."""
+    """Return the command that stores the key of `account` anew, for an app that is registered or is to be."""
     host, _, rest = account.partition("/")
     number = rest.partition("/")[0]
+    for app in _registered():
+        if app.host == host and number in {str(app.app_id), app.client_id}:
+            return f"ghapp key add FILE --app {shlex.quote(app.name)}"
     option = "--app-id" if number.isdecimal() else "--client-id"
-    elsewhere = "" if host == GITHUB else f" --host {host}"
-    return f"ghapp app add NAME {option} {number}{elsewhere} --key FILE"
+    elsewhere = "" if host == config.GITHUB else f" --host {host}"
+    return f"ghapp app add {option} {number}{elsewhere} --key FILE"
+
+
+def _registered() -> tuple[App, ...]:
+    try:
+        return config.load(config.config_file()).apps
+    except ConfigError:  # another trouble, which whoever reads it names
+        return ()
 
 
 def _error(word: str, account: str, *, interactive: bool) -> GhappError:
     kind, _, detail = word.partition(" ")
     match kind:
         case "locked":
-            unlock = _OPEN if interactive else "unlock it: log in on the desktop, or 'ghapp unlock'"
+            unlock = _open(account) if interactive else "unlock it: log in on the desktop, or 'ghapp unlock'"
             return KeyringLocked("the keyring is locked", hint=unlock)
         case "dismissed":
-            return KeyringDismissed("the keyring's question was dismissed", hint=_OPEN)
+            return KeyringDismissed("the keyring's question was dismissed", hint=_open(account))
         case "absent":
-            return KeyringAbsent("no keyring service runs on this session", hint=_CHOICES)
+            return KeyringAbsent("no keyring service runs on this session", hint=_choices(account))
         case "missing":
             return KeyMissing("the key is not in the keyring", hint=_again(account))
         case "damaged":
             return KeyUnavailable("the key in the keyring is damaged", hint=_again(account))
         case "refused":
             return KeyringFailed(
-                f"the keyring backend {detail} is not used: it would not protect the key", hint=_CHOICES
+                f"the keyring backend {detail} is not used: it would not protect the key", hint=_choices(account)
             )
-    return KeyringFailed(f"the keyring failed ({detail or sys.platform})", hint=_CHOICES)
+    return KeyringFailed(f"the keyring failed ({detail or sys.platform})", hint=_choices(account))

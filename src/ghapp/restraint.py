@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from ghapp.errors import AppRejected, Declined, Failed, GhappError, NetworkFailed, RateLimited
+from ghapp.errors import AppRejected, ClockRejected, Declined, Failed, GhappError, NetworkFailed, RateLimited
 
 
 MINTS_OF_A_SCOPE = 6  # a minute; an erase loop must not get the app throttled
@@ -22,6 +22,8 @@ LEEWAY = 1.0  # seconds: what we sent a minute ago may have arrived a little lat
 MAX_FAILURES = 1_000  # remembered errors of requests; their names come from URLs that strangers write
 
 Result = TypeVar("Result")
+OF_THE_APP = (AppRejected, ClockRejected, RateLimited)
+"""What GitHub says of whoever asks, whatever was asked for: nothing is sent for that app until it is over."""
 
 
 @dataclass(slots=True)
@@ -85,7 +87,7 @@ class Restraint:
 
     def __init__(self) -> None:
         self._failures: dict[Hashable, tuple[GhappError, float]] = {}
-        self._refusals: dict[Hashable, tuple[AppRejected | RateLimited, float]] = {}
+        self._refusals: dict[Hashable, tuple[GhappError, float]] = {}
         """Those that concern a whole app; apart, so that many failed requests do not push them out."""
         self._proven: set[Hashable] = set()
         self._gates: dict[Hashable, asyncio.Lock] = {}
@@ -118,7 +120,7 @@ class Restraint:
         self.raise_remembered(app, now())
         try:
             answer = await call()
-        except (AppRejected, RateLimited) as error:
+        except OF_THE_APP as error:
             self._proven.discard(app)
             self.remember(app, error, now())
             raise
@@ -137,7 +139,7 @@ class Restraint:
 
         One that is told because it is remembered is not remembered for longer by being told.
         """
-        if isinstance(error, AppRejected | RateLimited):
+        if isinstance(error, OF_THE_APP):
             self._refusals[key] = (error, now + error.remember)
             return
         told = [until for known, until in self._failures.values() if known is error and until > now]

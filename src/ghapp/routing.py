@@ -16,7 +16,7 @@ from ghapp.installation import Installation, Permissions
 PRESENT_AGE = 60 * 60.0
 ABSENT_AGE = 60.0  # every git command on a foreign repository would otherwise cost a call
 UNSELECTED_AGE = 30.0
-STALE_AGE = 60.0  # for which the last thing known is believed again when GitHub cannot be asked
+ASK_AGAIN = 60.0  # after a look-up that failed, where leases are handed out by what was known before
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 MAX_NEGATIVE = 10_000  # entries; names come from URLs that strangers write
@@ -65,6 +65,8 @@ class Place:
     installation: Installation
     repository: str | int
     """The name in lower case, or the id when the name is an old one (git only ever asks for the old name)."""
+    old: bool = False
+    """Learnt too long ago for a mint: a lease that lives may be handed out by it, and that is all."""
 
 
 class Routes:
@@ -75,6 +77,7 @@ class Routes:
         self._moved: dict[tuple[str, tuple[str, str]], tuple[Place, float]] = {}
         self._unselected: dict[tuple[str, tuple[str, str]], float] = {}
         self._lists: dict[str, tuple[tuple[Installation, ...], float]] = {}
+        self._failures: dict[tuple[str, str], float] = {}
 
     def find(self, app: App, repository: Repository, now: float) -> Place | Unreachable | None:
         """Return where `repository` is, or None if that has to be asked."""
@@ -95,15 +98,39 @@ class Routes:
         """Return the installation last seen on `owner`, however old that is."""
         return self._owners.get((app.name, owner.lower()), (None, 0.0))[0]
 
+    def find_old(self, app: App, repository: Repository) -> Place | None:
+        """Return where `repository` was last, however long ago, if tokens were to be had there.
+
+        The worst that an old entry can do is to name an installation that is gone, whose tokens are dead.
+        """
+        moved = self._moved.get((app.name, repository.key))
+        installation = moved[0].installation if moved else self.installation_on(app, repository.owner)
+        if installation is None or installation.suspended:
+            return None
+        return Place(installation, moved[0].repository if moved else repository.name.lower(), old=True)
+
+    def learn_failure(self, app: App, owner: str, now: float) -> None:
+        """Remember that GitHub could not be asked about `owner`."""
+        key = (app.name, owner.lower())
+        self._failures.pop(key, None)
+        _make_room(self._failures, MAX_NEGATIVE)
+        self._failures[key] = now
+
+    def failed_lately(self, app: App, owner: str, now: float) -> bool:
+        """Tell whether GitHub could not be asked about `owner` a moment ago."""
+        return now - self._failures.get((app.name, owner.lower()), float("-inf")) < ASK_AGAIN
+
     def learn(self, app: App, repository: Repository, place: Place, now: float) -> None:
         """Remember what GitHub said of `repository`."""
         if isinstance(place.repository, int):
             self._moved[(app.name, repository.key)] = (place, now)
+            self._failures.pop((app.name, repository.key[0]), None)
         else:
             self.learn_owner(app, repository.owner, place.installation, now)
 
     def learn_owner(self, app: App, owner: str, installation: Installation | None, now: float) -> None:
         """Remember the installation of `owner`, or that there is none."""
+        self._failures.pop((app.name, owner.lower()), None)
         if installation is None:
             _make_room(self._owners, MAX_NEGATIVE)
         self._owners[(app.name, owner.lower())] = (installation, now)
@@ -118,23 +145,6 @@ class Routes:
         self._moved.pop((app.name, repository.key), None)
         self._unselected.pop((app.name, repository.key), None)
         self._owners.pop((app.name, repository.owner.lower()), None)
-
-    def prolong(self, app: App, repository: Repository, now: float) -> bool:
-        """Believe for another minute where `repository` was last, as GitHub cannot be asked; tell if that is known.
-
-        The worst that an old entry can do is to name an installation that is gone, whose tokens are dead.
-        """
-        learnt = now - PRESENT_AGE + STALE_AGE
-        key, owner = (app.name, repository.key), (app.name, repository.owner.lower())
-        if key in self._moved:
-            place = self._moved[key][0]
-            self._moved[key] = (place, learnt)
-            return not place.installation.suspended
-        installation = self.installation_on(app, repository.owner)
-        if installation is None:
-            return False
-        self._owners[owner] = (installation, learnt)
-        return not installation.suspended
 
     def find_all(self, app: App, now: float) -> tuple[Installation, ...] | None:
         """Return all installations of `app`, or None if that has to be asked."""

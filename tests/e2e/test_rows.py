@@ -1,6 +1,7 @@
 """Every row of "which token, and what if": its named outcome, with real git, the daemon and the stand-in."""
 
 import os
+import select
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ ROCKET = "https://github.com/acme/rocket.git"
 MINT = "/access_tokens$"
 REQUEST = "protocol=https\nhost=github.com\npath={}.git\n\n"
 AT_ONCE = 0.05  # seconds; what the daemon may take where it need not ask GitHub
+ENOUGH = 5  # hellos; each gives the daemon's loop some turns, and a get that has all it needs takes no more
 DEADLINE = 30.0
 
 
@@ -44,19 +46,37 @@ def answer(connection: socket.socket) -> dict[str, str]:
     return dict(line.split("=", 1) for line in text.splitlines())
 
 
-def timed_get(machine: Machine) -> tuple[dict[str, str], float]:
+def hello(machine: Machine) -> None:
+    """Ask the daemon what needs nothing, and wait for the answer."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(DEADLINE)
+        connection.connect(str(machine.sockets / "git.sock"))
+        connection.sendall(b"action=hello\ntimeout=0\nghapp=1\n")
+        connection.shutdown(socket.SHUT_WR)
+        assert answer(connection)["pid"]
+
+
+def get_at_once(machine: Machine) -> tuple[dict[str, str], float]:
+    """Return the answer to a get that must wait for nobody, and the seconds it took.
+
+    Where this machine was too busy to give the daemon a turn in time, the daemon did not get to anything else either:
+    a get that five hellos overtake, sent one after another, waits for something that they do not.
+    """
     began = time.perf_counter()
-    found = answer(connect(machine))
-    return found, time.perf_counter() - began
+    connection = connect(machine)
+    overtaken = 0
+    while not select.select([connection], [], [], 0 if overtaken else AT_ONCE)[0]:
+        assert overtaken < ENOUGH, f"a get of {time.perf_counter() - began:.3f} s was overtaken by {overtaken} hellos"
+        hello(machine)
+        overtaken += 1
+    return answer(connection), time.perf_counter() - began
 
 
 def check_at_once(durations: list[float]) -> float:
-    """Return the slowest. One in a thousand may be slow because this machine was busy; who waits for GitHub shows."""
-    *others, slowest = sorted(durations)
-    allowed = len(durations) // 1000
-    assert others[-1 - allowed] <= AT_ONCE
-    assert slowest < 1.0
-    return slowest
+    """Return the slowest; `get_at_once` judged each, and what slows hellos down as well shows in the most."""
+    ordered = sorted(durations)
+    assert ordered[len(ordered) * 9 // 10] <= AT_ONCE
+    return ordered[-1]
 
 
 def the(github: StandIn) -> tuple[App, Installation]:
@@ -379,7 +399,7 @@ def test_offline_a_living_lease_is_served_at_once(
 ) -> None:
     machine, password = offline(lifetime)
 
-    answers = [timed_get(machine) for _ in range(50)]  # the first of them too
+    answers = [get_at_once(machine) for _ in range(50)]  # the first of them too
     filled = machine.fill()
 
     assert filled["password"] == password
@@ -395,7 +415,7 @@ def test_offline_a_lease_in_its_last_minutes_is_served_at_once_after_one_try(
     machine, password = offline(200)
 
     first = machine.fill()
-    answers = [timed_get(machine) for _ in range(50)]
+    answers = [get_at_once(machine) for _ in range(50)]
 
     assert first["password"] == password
     assert {found["password"] for found, _ in answers} == {password}
@@ -439,7 +459,7 @@ def test_nobody_waits_while_a_token_is_renewed_ahead(ready: Machine, capsys: pyt
     end = time.monotonic() + DEADLINE
     while after < 300 or len(durations) < 1000:
         assert time.monotonic() < end, "the token was not renewed"
-        found, seconds = timed_get(ready)
+        found, seconds = get_at_once(ready)
         durations.append(seconds)
         if found["password"] != passwords[-1]:
             passwords.append(found["password"])
