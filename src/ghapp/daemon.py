@@ -522,7 +522,7 @@ class Daemon:
         return self._lending.describe()
 
     async def _grant_revoke(self, name: str) -> dict[str, int]:
-        await self._wait_until_ready()
+        await self._wait_until_whole()  # locked or not: a token ends itself, without a key
         dead, alive = await asyncio.shield(self._lending.revoke(name))
         return {"revoked": dead, "not_revoked": alive}
 
