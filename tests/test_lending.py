@@ -316,9 +316,13 @@ async def test_a_path_that_is_taken_is_told_and_logged(
     assert "cannot listen in" in caplog.text
 
     (directory / "grants" / "taken").touch()
-    refused = await ghapp.asked("grant", "create", "acme/rocket", "--name", "taken")
-    assert refused.code == 1
-    assert "cannot listen in" in refused.err
+    (directory / "elsewhere").mkdir()
+    (directory / "grants" / "linked").symlink_to(directory / "elsewhere")
+    for name in ("taken", "linked"):
+        refused = await ghapp.asked("grant", "create", "acme/rocket", "--name", name)
+        assert refused.code == 1
+        assert "cannot listen in" in refused.err
+    assert not list((directory / "elsewhere").iterdir())
     assert not list((config.state_dir() / "grants").rglob("*.json"))
 
 
@@ -589,6 +593,7 @@ async def test_every_end_has_a_line_also_where_no_daemon_saw_it(ghapp: Ghapp, di
         await lend(ghapp, "acme/rocket", "--name", "stays")
         await lend(ghapp, "acme/rocket", "--name", "over")
         assert not [line for line in recorded(daemon) if line["action"] == "grant-end"]
+        await daemon._stop(revoke=False)  # lets nobody in, and then ends, which lets nobody in
     (path,) = (config.state_dir() / "grants").rglob("over.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"ends": 1.0}))
 

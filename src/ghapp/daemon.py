@@ -797,7 +797,8 @@ def main(arguments: list[str] | None = None) -> int:
     report: Callable[[str], None] = process.detach() if detached else _report_in_the_foreground
     # Who hangs while it starts, on a disk that does not answer, holds the lock without a pid: nobody could end it.
     faulthandler.dump_traceback_later(START_LIMIT, exit=True, file=2)
-    logs.configure(config.state_dir() if detached else None)
+    level = logging.DEBUG if os.environ.get("GHAPP_DEBUG") else logging.INFO
+    logs.configure(config.state_dir() if detached else None, level)
     logs.install_hooks()
     return serve(paths.runtime_dir(), report)
 
