@@ -601,3 +601,18 @@ async def test_every_end_has_a_line_also_where_no_daemon_saw_it(ghapp: Ghapp, di
         ends = [line["grant"] for line in recorded(daemon) if line["action"] == "grant-end"]
 
     assert ends == [unnamed["name"], "over"]
+
+
+async def test_a_restart_ends_the_tokens_of_what_does_not_come_back_and_no_others(
+    ghapp: Ghapp, served: Daemon, directory: Path, github: StandIn
+) -> None:
+    named, unnamed = await lend(ghapp, "acme/rocket", "--name", "box"), await lend(ghapp, "acme/rocket")
+    held, _ = await served._lending.hold(["acme/rocket"], "github.com", permissions=None, read_only=False)
+    sockets = (named["socket"], str(held["socket"]), directory / "git.sock")
+    kept = [await password(socket) for socket in sockets]
+    gone = await password(unnamed["socket"])
+
+    await served._stop(revoke=False)
+
+    assert github.live_token(gone) is None
+    assert all(github.live_token(token) is not None for token in kept)

@@ -719,6 +719,8 @@ class Daemon:
         self._leave()
         for_git = [self._listeners[0], *self._lending.listeners]
         await asyncio.gather(*(listener.drain(GRACE) for listener in for_git))
+        if not revoke:
+            await self._lending.end_what_stays_away()
         dead, alive = await self._broker.lock(revoke=True) if revoke else (0, 0)
         asyncio.get_running_loop().call_soon(self._ending.set)
         return {"pid": os.getpid(), "revoked": dead, "not_revoked": alive}

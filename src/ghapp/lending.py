@@ -372,6 +372,14 @@ class Lending:
         with contextlib.suppress(OSError):
             self._directory.rmdir()
 
+    async def end_what_stays_away(self) -> None:
+        """End the tokens of grants that no daemon after us lends again: nobody could end them any more.
+
+        Not of those that somebody holds: `exec` asks the next daemon to go on, and its command still uses its token.
+        """
+        gone = [loan for loan in self._loans.values() if not loan.kept and loan.ends is not None]
+        await asyncio.gather(*(self._broker.close_grant(loan.grant.key) for loan in gone))
+
     async def aclose(self, limit: float) -> None:
         """Wait up to `limit` seconds for what is being ended, and let go of the rest."""
         if self._tasks:
