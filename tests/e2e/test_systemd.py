@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from e2e.conftest import BIN, Machine
-from fakes_process import eventually, talk
+from e2e.test_grants import use
+from fakes_process import eventually
 
 from ghapp import process
 
@@ -109,8 +110,9 @@ def test_a_grant_that_was_named_comes_back_with_the_daemon_that_systemd_activate
     try:
         ready.fill()  # somebody on the host asks: a container cannot start it
 
-        answer = talk(named["socket"], b"action=get\ntimeout=0\nprotocol=https\nhost=github.com\npath=acme/rocket\n")
-        assert b"\npassword=" in answer
+        lent = use(named["socket"], host="https://github.com/acme")
+        ready.git(*lent, "ls-remote", "https://github.com/acme/rocket.git")
+        assert len(ready.github.mints) == 2  # the host's, and the grant's own
         assert directory.stat().st_ino == inode
         assert not Path(other["socket"]).exists()
         assert ready.daemon_pid() == again.pid
