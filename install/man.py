@@ -26,6 +26,9 @@ _FILES = """
 .B GHAPP_RUNTIME_DIR
 The directory of the sockets, instead of $XDG_RUNTIME_DIR/ghapp.
 .TP
+.B GHAPP_DEBUG
+Where it is set when the daemon starts, its log says more; never a secret.
+.TP
 .B XDG_CONFIG_HOME, XDG_STATE_HOME, XDG_RUNTIME_DIR
 Where configuration, logs and sockets are.
 .TP

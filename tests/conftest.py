@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from command_line import Ghapp
 from fakes_process import end_daemon
+from marks import files_with_secrets
 from standin.server import StandIn
 
 from ghapp import paths
@@ -39,7 +40,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def _own_world(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+def _own_world(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Keep every test away from the tester's own configuration, sockets and proxies."""
     home = tmp_path_factory.mktemp("home")
     for name in list(os.environ):
@@ -49,6 +50,7 @@ def _own_world(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
     monkeypatch.setenv("GHAPP_RUNTIME_DIR", str(home / "run"))
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     monkeypatch.setenv("GIT_TERMINAL_PROMPT", "0")
+    return home
 
 
 @pytest.fixture
@@ -67,9 +69,13 @@ def directory() -> Iterator[Path]:
 
 
 @pytest.fixture
-def github(tmp_path: Path) -> Iterator[StandIn]:
-    """The stand-in, every request and answer of its API held against GitHub's own description where that is there."""
+def github(tmp_path: Path, _own_world: Path) -> Iterator[StandIn]:
+    """The stand-in, every request and answer of its API held against GitHub's own description where that is there.
+
+    Whatever a test does with it: no token, JWT or key is in any file afterwards.
+    """
     description = DESCRIPTION if DESCRIPTION.exists() else None
     with StandIn.start(tmp_path / "github", description=description) as standin:
         yield standin
         assert standin.violations == []
+        assert not list(files_with_secrets(standin, tmp_path, _own_world, apart_from=tmp_path / "github"))

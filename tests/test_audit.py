@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -276,13 +277,44 @@ def test_a_grant_writes_over_its_own_lines_alone(
     assert not list(directory.glob("audit-grant-one*"))
 
 
+@pytest.mark.parametrize(("limit", "most"), [("GRANTS_KEPT", 5), ("MAX_GRANTS_SIZE", 2000)])
+def test_the_files_of_grants_that_wrote_little_are_bounded_too(
+    trail: Audit, directory: Path, monkeypatch: pytest.MonkeyPatch, limit: str, most: int
+) -> None:
+    """Each `ghapp exec` whose command runs git leaves one."""
+    monkeypatch.setattr(audit, limit, most)
+    for number in range(20):
+        with trail.called_by(ME, grant=f"exec-{number}"):
+            trail.record("answer", "ok")
+        trail.close()
+
+    kept = sorted(directory.glob("audit-grant-*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
+    assert 2 <= len(kept) <= 8
+    assert kept[-1].name == "audit-grant-exec-19.jsonl"
+    assert len(kept) <= most
+    assert sum(path.stat().st_size for path in kept) <= max(most, 5000)
+
+
+def test_what_a_timer_does_for_a_grants_token_is_not_in_the_file_of_the_others(trail: Audit, directory: Path) -> None:
+    """A sandbox decides how many tokens there are to renew."""
+    of_grant = replace(SCOPE, grant="box#1")
+    trail.record("renewal", "ok", scope=of_grant)
+    trail.record("renewal", "ok", scope=SCOPE)
+    with trail.called_by(ME):
+        trail.record("revocation", "ok", scope=of_grant)  # a person's doing is the trail's
+    trail.close()
+
+    assert [line["grant"] for line in lines(directory, "audit-grant-box.jsonl")] == ["box"]
+    assert [(line["action"], line["grant"]) for line in lines(directory)] == [("renewal", None), ("revocation", "box")]
+
+
 def test_a_name_of_no_grant_makes_no_file(trail: Audit, directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     with trail.called_by(ME, grant="../x"):
         trail.record("answer", "ok")
     trail.record("mint", "ok")
     trail.close()
 
-    assert [line["action"] for line in lines(directory)] == ["gap", "mint"]
+    assert [line["action"] for line in lines(directory)] == ["mint"]
     assert len(list(directory.parent.rglob("*.jsonl"))) == 1
     assert "the audit trail cannot be written" in caplog.text
 
@@ -309,7 +341,7 @@ def test_a_disk_without_room_loses_whole_lines_says_so_once_and_the_gap_is_in_th
     trail = Audit(directory, FakeClock(), write=write)
     for _ in range(3):
         trail.record("answer", "ok")
-    eventually(lambda: trail._writer._lost == 3)
+    eventually(lambda: trail._writer._lost[None] == 3)
     assert (directory / "audit.jsonl").read_bytes() == b""
     room.set()
     trail.record("mint", "ok")
@@ -331,6 +363,36 @@ def test_no_place_for_the_trail_stops_nobody(directory: Path, caplog: pytest.Log
     trail.close()
 
     assert caplog.text.count("the audit trail cannot be written") == 1
+
+
+def test_a_sandbox_that_floods_a_slow_disk_costs_only_its_own_lines(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a line of the others is lost, nor is their file filled with gaps."""
+    monkeypatch.setattr(audit, "MAX_WAITING", 10)
+    answers = threading.Event()
+
+    def write(descriptor: int, data: bytes) -> int:
+        assert answers.wait(20)
+        return os.write(descriptor, data)
+
+    trail = Audit(directory, FakeClock(), write=write)
+    for _ in range(100):
+        with trail.called_by(ME, grant="box"):
+            trail.record("answer", "ok")
+    for _ in range(3):
+        trail.record("mint", "ok")
+    answers.set()
+    trail.close()
+    with trail.called_by(ME, grant="box"):
+        trail.record("answer", "ok")
+    trail.close()
+
+    assert [line["action"] for line in lines(directory)] == ["mint"] * 3
+    of_box = lines(directory, "audit-grant-box.jsonl")
+    (gap,) = [line for line in of_box if line["action"] == "gap"]
+    assert gap["grant"] == "box"
+    assert len(of_box) - 1 + int(gap["outcome"].split()[0]) == 101
 
 
 def test_a_disk_that_does_not_answer_holds_nobody_up_and_fills_no_memory(

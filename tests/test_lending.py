@@ -138,6 +138,8 @@ async def test_a_grant_ends_by_its_time(ghapp: Ghapp, served: Daemon, github: St
     await soon(lambda: github.live_token(token) is None)
 
     assert "ended at" in await ask(found["socket"])
+    (end,) = [line for line in recorded(served) if line["action"] == "grant-end"]
+    assert end["peer"].get("command") == "ghapp daemon"  # not whoever made it, long ago
 
 
 async def test_an_end_that_the_timer_missed_is_noticed_by_whoever_asks(ghapp: Ghapp, served: Daemon) -> None:
@@ -150,6 +152,11 @@ async def test_an_end_that_the_timer_missed_is_noticed_by_whoever_asks(ghapp: Gh
     assert "ended at" in await ask(first["socket"])
     assert (await ghapp.asked("grant", "list", "--json")).json() == []
     assert "ended at" in await ask(second["socket"], "acme/probe")
+    ends = [line for line in recorded(served) if line["action"] == "grant-end"]
+    assert [(line["grant"], line["peer"].get("command")) for line in ends] == [
+        (first["name"], "ghapp daemon"),  # in the trail that the sandbox cannot write over, and of nobody's doing
+        (second["name"], "ghapp daemon"),
+    ]
 
 
 async def test_a_token_that_could_not_be_revoked_is_tried_again(
@@ -259,15 +266,17 @@ async def test_what_ended_or_is_no_definition_does_not_come_back(
     (definitions / "broken.json").write_text("{")
     (definitions / "large.json").write_bytes(b" " * (lending.MAX_DEFINITION + 1))
     (definitions / "renamed.json").rename(definitions / "other.json")
+    good = json.loads((definitions / "good.json").read_text())
+    (definitions / "GOOD.json").write_text(json.dumps(good | {"name": "GOOD"}))  # the two could not be told apart
     (directory / "grants" / "stranger").mkdir()
     (directory / "grants" / "stranger" / "precious").touch()
 
     async with running(directory):
         found = (await ghapp.asked("grant", "list", "--json")).json()
 
-    assert [each["name"] for each in found] == ["good"]
+    assert [each["name"] for each in found] == ["GOOD"]
     assert not (definitions / "over.json").exists()
-    assert caplog.text.count("cannot lend what") == 3
+    assert caplog.text.count("cannot lend what") == 4
     assert (directory / "grants" / "stranger" / "precious").exists()
 
 
@@ -307,9 +316,13 @@ async def test_a_path_that_is_taken_is_told_and_logged(
     assert "cannot listen in" in caplog.text
 
     (directory / "grants" / "taken").touch()
-    refused = await ghapp.asked("grant", "create", "acme/rocket", "--name", "taken")
-    assert refused.code == 1
-    assert "cannot listen in" in refused.err
+    (directory / "elsewhere").mkdir()
+    (directory / "grants" / "linked").symlink_to(directory / "elsewhere")
+    for name in ("taken", "linked"):
+        refused = await ghapp.asked("grant", "create", "acme/rocket", "--name", name)
+        assert refused.code == 1
+        assert "cannot listen in" in refused.err
+    assert not list((directory / "elsewhere").iterdir())
     assert not list((config.state_dir() / "grants").rglob("*.json"))
 
 
@@ -325,6 +338,20 @@ async def test_only_so_many_that_have_ended_go_on_saying_so(
     assert not Path(first["socket"]).exists()
     assert "ended at" in await ask(second["socket"])
     assert len(served._lending.listeners) == 1
+
+
+@pytest.mark.usefixtures("served")
+async def test_what_was_named_goes_on_saying_so_longer_than_what_was_not(
+    ghapp: Ghapp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loop of `exec` makes no container ask for a password."""
+    monkeypatch.setattr(lending, "MAX_ENDED", 1)
+    named, other = await lend(ghapp, "acme/rocket", "--name", "box"), await lend(ghapp, "acme/rocket")
+
+    await ghapp.asked("grant", "revoke", "box")
+    await ghapp.asked("grant", "revoke", other["name"])
+
+    assert "grant box ended at" in await ask(named["socket"])
 
 
 async def test_after_a_while_nobody_says_so_any_more(
@@ -677,3 +704,45 @@ async def test_a_locked_daemon_lends_nothing_and_git_is_told_why(ghapp: Ghapp, s
     assert "(E42)" in await ask(found["socket"])
     served._broker.unlock()
     await password(found["socket"])
+
+
+async def test_a_locked_daemon_still_ends_what_it_has_lent(ghapp: Ghapp, served: Daemon) -> None:
+    found = await lend(ghapp, "acme/rocket", "--name", "box")
+    await ghapp.asked("lock")
+
+    done = await ghapp.asked("grant", "revoke", "box")
+    served._broker.unlock()
+
+    assert (done.code, done.err) == (0, "grant box has ended; revoked 0 tokens\n")  # locking has forgotten them
+    assert "grant box ended at" in await ask(found["socket"])
+
+
+async def test_every_end_has_a_line_also_where_no_daemon_saw_it(ghapp: Ghapp, directory: Path, app: App) -> None:  # noqa: ARG001  # configured
+    async with running(directory) as daemon:
+        unnamed = await lend(ghapp, "acme/rocket")
+        await lend(ghapp, "acme/rocket", "--name", "stays")
+        await lend(ghapp, "acme/rocket", "--name", "over")
+        assert not [line for line in recorded(daemon) if line["action"] == "grant-end"]
+        await daemon._stop(revoke=False)  # lets nobody in, and then ends, which lets nobody in
+    (path,) = (config.state_dir() / "grants").rglob("over.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"ends": 1.0}))
+
+    async with running(directory) as daemon:
+        ends = [line["grant"] for line in recorded(daemon) if line["action"] == "grant-end"]
+
+    assert ends == [unnamed["name"], "over"]
+
+
+async def test_a_restart_ends_the_tokens_of_what_does_not_come_back_and_no_others(
+    ghapp: Ghapp, served: Daemon, directory: Path, github: StandIn
+) -> None:
+    named, unnamed = await lend(ghapp, "acme/rocket", "--name", "box"), await lend(ghapp, "acme/rocket")
+    held, _ = await served._lending.hold(["acme/rocket"], "github.com", permissions=None, read_only=False)
+    sockets = (named["socket"], str(held["socket"]), directory / "git.sock")
+    kept = [await password(socket) for socket in sockets]
+    gone = await password(unnamed["socket"])
+
+    await served._stop(revoke=False)
+
+    assert github.live_token(gone) is None
+    assert all(github.live_token(token) is not None for token in kept)

@@ -11,6 +11,7 @@ import os
 import queue
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -31,8 +32,10 @@ NAME = "audit"
 MAX_FILE = 8 * 1024 * 1024  # bytes: some 10,000 lines
 MAX_GRANT_FILE = 1024 * 1024  # bytes: a sandbox writes as much as it likes, and only over its own lines
 KEPT = 3  # older files beside the one that is written
-GRANTS_KEPT = 50  # grants whose files are kept
+GRANTS_KEPT = 1000  # grants whose files are kept; each `ghapp exec` whose command runs git has one
+MAX_GRANTS_SIZE = 256 * 1024 * 1024  # bytes of them all: 64 sandboxes that write as much as they can
 MAX_WAITING = 10_000  # lines not yet written, a few megabytes; a disk that hangs must not fill the memory
+SHARE_OF_GRANTS = 1 / 2  # of those that wait: a sandbox that floods a slow disk leaves room for the others' lines
 FLUSH_LIMIT = 2.0  # seconds for the last lines when we end
 MAX_TEXT = 4096  # characters of a path; the kernel's own limit
 _GRANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -93,6 +96,8 @@ class Audit:
         self.look()
         scope = lease.scope if lease is not None else scope
         through = call.grant if call is not None else None
+        # What a timer of ours does for a grant's token is that grant's too: a sandbox decides how many there are.
+        home = through if call is not None or scope is None else name_of(scope.grant) or None
         named = grant.name if grant is not None else name_of(scope.grant) if scope is not None else ""
         entry: dict[str, object] = {
             "time": timestamp(self._clock.wall()),
@@ -107,7 +112,7 @@ class Audit:
             "grant": through or named or None,
             "peer": self._peer(call, always_chain=action in {"mint", "renewal", "refusal", "grant"}),
         }
-        self._writer.put(format_line(entry), through)
+        self._writer.put(format_line(entry), home)
 
     def _peer(self, call: _Call | None, *, always_chain: bool) -> dict[str, object]:
         if call is None or call.caller is None:  # nobody: a timer of ours
@@ -182,13 +187,14 @@ class Writer:
         self._write = write
         self._queue: queue.SimpleQueue[tuple[bytes, str | None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._lost = 0
+        self._lost: Counter[str | None] = Counter()
+        """How many lines of which file; a gap is told where it is, so that a sandbox fills no other file with gaps."""
         self._complained = False
 
     def put(self, line: bytes, grant: str | None = None) -> None:
         """Let `line` be written after those before it; blocks nobody."""
-        if self._queue.qsize() >= MAX_WAITING:
-            self._lost += 1
+        if self._queue.qsize() >= MAX_WAITING * (1 if grant is None else SHARE_OF_GRANTS):
+            self._lost[grant] += 1
             return
         self._queue.put((line, grant))
         if self._thread is None:
@@ -206,25 +212,26 @@ class Writer:
         while (item := self._queue.get()) is not None:
             line, grant = item
             try:
-                if self._lost:
-                    self._append(self._gap(), None)
-                    self._lost = 0
+                if lost := self._lost[grant]:
+                    self._append(self._gap(lost, grant), grant)
+                    self._lost[grant] -= lost
                 self._append(line, grant)
                 self._complained = False
             except (OSError, ValueError) as error:
-                self._lost += 1
+                self._lost[grant] += 1
                 self._complain(error)
 
-    def _gap(self) -> bytes:
+    @staticmethod
+    def _gap(lost: int, grant: str | None) -> bytes:
         now = timestamp(datetime.now(tz=UTC).timestamp())
         return format_line(
             {
                 "time": now,
                 "action": "gap",
                 "repository": None,
-                "outcome": f"{self._lost} lines were lost",
+                "outcome": f"{lost} lines were lost",
                 "token_sha256": None,
-                "grant": None,
+                "grant": grant,
                 "peer": {"pid": os.getpid(), "uid": os.geteuid(), "exe": None, "cwd": None, "command": "ghapp daemon"},
             }
         )
@@ -247,8 +254,8 @@ class Writer:
                 os.close(descriptor)
                 descriptor = self._open(path)
                 size = 0
-                if grant is not None:
-                    _drop_oldest_grants(self._directory)
+            if grant is not None and size == 0:
+                _drop_oldest_grants(self._directory, path)
             data = line + b"\n"
             if size and os.pread(descriptor, 1, size - 1) != b"\n":  # whoever wrote it was killed
                 data = b"\n" + data
@@ -281,12 +288,26 @@ def turn_over(path: Path) -> None:
             older.replace(path.with_name(f"{path.name}.{number}"))
 
 
-def _drop_oldest_grants(directory: Path) -> None:
-    """Keep the files of so many grants, those that were written last."""
-    files = sorted(directory.glob(f"{NAME}-grant-*.jsonl"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in files[GRANTS_KEPT:]:
-        for each in series(path):
-            each.unlink(missing_ok=True)
+def _drop_oldest_grants(directory: Path, begun: Path) -> None:
+    """Keep the files of so many grants, and of so many bytes: those that were written last, and the one begun now."""
+    found: dict[Path, tuple[float, int]] = {}  # when it was written, and how much there is
+    for path in directory.glob(f"{NAME}-grant-*.jsonl"):
+        whole = [status for each in series(path) if (status := _status(each)) is not None]
+        found[path] = (max((each.st_mtime for each in whole), default=0.0), sum(each.st_size for each in whole))
+    size = 0
+    newest_first = sorted(found, key=lambda path: (path != begun, -found[path][0]))
+    for number, path in enumerate(newest_first):
+        size += found[path][1]
+        if number >= GRANTS_KEPT or size > MAX_GRANTS_SIZE:
+            for each in series(path):
+                each.unlink(missing_ok=True)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.lstat()
+    except OSError:
+        return None
 
 
 def series(path: Path) -> list[Path]:

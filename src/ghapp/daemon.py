@@ -277,6 +277,8 @@ class Daemon:
         self._leave()
         for_git = [self._listeners[0], *self._lending.listeners]
         await asyncio.gather(*(listener.drain(GRACE) for listener in for_git))
+        if not revoke:
+            await self._lending.end_what_stays_away()
         dead, alive = await self._broker.lock(revoke=True) if revoke else (0, 0)
         asyncio.get_running_loop().call_soon(self._ending.set)
         return {"pid": os.getpid(), "revoked": dead, "not_revoked": alive}
@@ -322,7 +324,8 @@ def main(arguments: list[str] | None = None) -> int:
     report: Callable[[str], None] = process.detach() if detached else _report_in_the_foreground
     # Who hangs while it starts, on a disk that does not answer, holds the lock without a pid: nobody could end it.
     faulthandler.dump_traceback_later(START_LIMIT, exit=True, file=2)
-    logs.configure(config.state_dir() if detached else None)
+    level = logging.DEBUG if os.environ.get("GHAPP_DEBUG") else logging.INFO
+    logs.configure(config.state_dir() if detached else None, level)
     logs.install_hooks()
     return serve(paths.runtime_dir(), report)
 

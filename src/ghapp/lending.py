@@ -7,6 +7,7 @@ listening for a while: a socket that is gone would make git ask for a password, 
 
 import asyncio
 import contextlib
+import contextvars
 import hashlib
 import json
 import logging
@@ -153,7 +154,9 @@ class Lending:
         left = grant.ends - self._clock.wall()
         if left <= 0:
             path.unlink()
+            self._recorder.record("grant-end", OK, grant=grant)
             return
+        self._check_free(grant.name)  # one file may be another's copy, in other case
         self._open(grant, kept=True, left=left)
 
     async def create(
@@ -298,7 +301,9 @@ class Lending:
 
     def _expire(self, loan: Loan) -> None:
         now = self._clock.wall()
-        self._end(loan, now if loan.grant.ends is None else min(now, loan.grant.ends))
+        at = now if loan.grant.ends is None else min(now, loan.grant.ends)
+        # Of nobody: neither who made the grant ends it, nor who asks just now; and the trail's own file tells of it.
+        contextvars.Context().run(self._end, loan, at)
 
     def _end(self, loan: Loan, at: float) -> "asyncio.Task[tuple[int, int]]":
         if loan.timer is not None:
@@ -309,7 +314,8 @@ class Lending:
         del self._loans[loan.grant.name.lower()]
         self._ended[loan.grant.name.lower()] = loan
         while len(self._ended) > MAX_ENDED:
-            self._bury(next(iter(self._ended.values())))
+            ended = list(self._ended.values())  # those of a loop of `exec` go before one that a container has mounted
+            self._bury(next((each for each in ended if not each.kept), ended[0]))
         loan.timer = asyncio.get_running_loop().call_later(SAYS_SO, self._bury, loan)
         try:
             self._path(loan.grant).unlink(missing_ok=True)
@@ -353,16 +359,26 @@ class Lending:
 
     def stop_accepting(self) -> None:
         """Let nobody in any more. What was named comes back with the next daemon, in the same directory."""
-        self._stopped = True
+        before, self._stopped = self._stopped, True
         for loan in (*self._loans.values(), *self._ended.values()):
             if loan.timer is not None:
                 loan.timer.cancel()
             if loan.listener is not None:
                 loan.listener.stop_accepting()
+            if not before and not loan.kept and not loan.ended:
+                self._recorder.record("grant-end", OK, grant=loan.grant)
             if not loan.kept or loan.ended:
                 self._clear(loan.grant.name)
         with contextlib.suppress(OSError):
             self._directory.rmdir()
+
+    async def end_what_stays_away(self) -> None:
+        """End the tokens of grants that no daemon after us lends again: nobody could end them any more.
+
+        Not of those that somebody holds: `exec` asks the next daemon to go on, and its command still uses its token.
+        """
+        gone = [loan for loan in self._loans.values() if not loan.kept and loan.ends is not None]
+        await asyncio.gather(*(self._broker.close_grant(loan.grant.key) for loan in gone))
 
     async def aclose(self, limit: float) -> None:
         """Wait up to `limit` seconds for what is being ended, and let go of the rest."""

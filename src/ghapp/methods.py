@@ -167,7 +167,7 @@ class Methods:
         return self._lending.describe()
 
     async def _grant_revoke(self, name: str) -> dict[str, int]:
-        await self._outside.wait_until_ready()
+        await self._outside.wait_until_whole()  # locked or not: a token ends itself, without a key
         dead, alive = await asyncio.shield(self._lending.revoke(name))
         return {"revoked": dead, "not_revoked": alive}
 

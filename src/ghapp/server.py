@@ -100,7 +100,8 @@ class GitServer:
             await self._ready()
             credential = await self._broker.fill(query)
         except GhappError as error:
-            log.info("no credential: %s", error.code)
+            # A sandbox may ask as often as it likes: its refusals are in its own audit file, and fill no log of ours.
+            log.log(logging.DEBUG if self._grant else logging.INFO, "no credential: %s", error.code)
             self._note_refusal(error, query, began)
             self._on_error(error)
             raise

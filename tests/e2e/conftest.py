@@ -35,6 +35,7 @@ class Machine:
             "HOME": str(self.home),
             "XDG_RUNTIME_DIR": str(self.runtime),
             "PATH": f"{BIN}:{os.environ['PATH']}",
+            "GHAPP_DEBUG": "1",  # whatever is logged, no secret is: see marks.py
             "LANG": "C.UTF-8",
             "GIT_CONFIG_NOSYSTEM": "1",
             "GIT_TERMINAL_PROMPT": "0",

@@ -5,9 +5,13 @@ import json
 import os
 import shlex
 import shutil
+import socket as client_socket
 import subprocess
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,7 @@ from typing import Any
 import pytest
 from e2e.conftest import PERMISSIONS, Machine
 from e2e.test_git_versions import Chroot, chroot  # noqa: F401  # a fixture
-from fakes_process import closed_port, eventually
+from fakes_process import closed_port, eventually, talk
 
 from ghapp import process
 
@@ -220,6 +224,120 @@ def test_what_run_args_prints_for_a_shell_works_when_it_is_pasted(machine: Machi
     assert "refs/heads/main" in machine.run("sh", "-c", f"{paste} git ls-remote {ROCKET}").stdout
     refused = machine.run("sh", "-c", f"{paste} git ls-remote {PROBE}", check=False)
     assert "acme/probe is not in grant rocket" in refused.stderr
+
+
+# -- a sandbox that means harm ----------------------------------------------------------------------------------
+
+
+OURS_ALONE = ("acme/rocket.git", "ACME/Rocket", "/acme/rocket.git/", "acme/rocket.wiki.git", "acme/rocket.git/info/lfs")
+NOT_OURS = (
+    *("acme/probe", "ACME/PROBE.git", "acme/probe.wiki.git", "acme/rocket.git.git", "acme/rocket.wiki.wiki"),
+    *("acme/rocket/../probe.git", "acme/../acme/probe", "../acme/probe", "./acme/probe", "acme//probe", "acme/./probe"),
+    *("acme%2Fprobe", "acme/%70robe", "acme/rocket%2f..%2fprobe", "acme/rocket.git/info/lfs/../../probe", "acme/*"),
+    *(
+        "acme/rocket\x00/probe",
+        "acme/rocket\r",
+        "acme/rocket /probe",
+        "acme/r\u043ecket",
+        "rocket",
+        "/",
+        "acme/",
+        ".git",
+        "*",
+    ),
+)
+
+
+def said_by(socket: str, request: bytes) -> bytes:
+    """Return what is answered; nothing where we are thrown out."""
+    with contextlib.suppress(ConnectionError):
+        return talk(socket, request)
+    return b""
+
+
+def attack(socket: str, stop: threading.Event) -> int:
+    """Ask for what is not lent, send what no git sends, hold what can be held; return how often."""
+    silent: list[client_socket.socket] = []
+    begun = 0
+    requests = [
+        *(b"action=get\ntimeout=0\nprotocol=https\nhost=github.com\npath=acme/x%d.git\n" % n for n in range(20)),
+        *(b"action=exit\ntimeout=0\n", b"action=store\ntimeout=9\nprotocol=https\nhost=github.com\n", b"\xff" * 999),
+        *(b"", b"\0", b"action=get\n" * 9000, b"GET / HTTP/1.1\r\n\r\n", b'{"jsonrpc": "2.0", "method": "stop"}\n'),
+        *(b"action=erase\ntimeout=0\npassword=%s\n" % (b"x" * 60_000), b"action=hello\ntimeout=0\nghapp=1\n"),
+    ]
+    while not stop.is_set():
+        for request in requests:
+            begun += 1
+            assert b"password=" not in said_by(socket, request)
+        for _ in range(50):
+            one = client_socket.socket(client_socket.AF_UNIX)
+            one.settimeout(5)
+            with contextlib.suppress(OSError):
+                one.connect(socket)
+                one.sendall(b"action=get\n")  # and no more
+            silent.append(one)
+        while len(silent) > 200:
+            silent.pop(0).close()
+    for one in silent:
+        one.close()
+    return begun
+
+
+@pytest.fixture
+def near(machine: Machine) -> Iterator[Machine]:
+    """A machine whose sockets have paths that Python's clients can connect to, however long a test's directory is."""
+    machine.env["GHAPP_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="ghapp-")
+    yield machine
+    machine.end()
+    shutil.rmtree(machine.env["GHAPP_RUNTIME_DIR"])
+
+
+def test_a_sandbox_that_means_harm_gets_what_was_lent_and_delays_nobody_else(near: Machine) -> None:
+    machine = near
+    del machine.env["GHAPP_DEBUG"]
+    set_up(machine)
+    socket = lend(machine, "acme/rocket", "--name", "box")["socket"]
+    pid = machine.daemon_pid()
+
+    def ask(path: str, more: str = "") -> bytes:
+        attributes = f"{more}protocol=https\nhost=github.com\npath={path}\n"
+        return said_by(socket, f"action=get\ntimeout=0\n{attributes}".encode())
+
+    for path in NOT_OURS:
+        for more in ("", "ghapp=1\n", "username=x-access-token\nstate[]=ghapp:0123456789ab\ncapability[]=state\n"):
+            assert b"password" not in ask(path, more), (path, more)
+    assert machine.github.mints == []
+    for path in OURS_ALONE:
+        assert b"\npassword=" in ask(path), path
+    assert [mint.repositories for mint in machine.github.mints] == [("acme/rocket",)]
+
+    stop = threading.Event()
+    with ThreadPoolExecutor(3) as pool:
+        attackers = [pool.submit(attack, socket, stop) for _ in range(3)]
+        took = []
+        try:
+            for _ in range(20):
+                began = time.monotonic()
+                assert b"\npassword=" in talk(
+                    machine.sockets / "git.sock",
+                    b"action=get\ntimeout=0\nprotocol=https\nhost=github.com\npath=acme/probe.git\n",
+                )
+                took.append(time.monotonic() - began)
+        finally:
+            stop.set()
+        begun = sum(attacker.result(30) for attacker in attackers)
+
+    assert begun > 30
+    assert max(took) < 10, took  # git waits for it, however long
+    assert len(machine.github.mints) == 2
+    eventually(lambda: b"\npassword=" in ask("acme/rocket"), 20)
+    assert machine.daemon_pid() == pid
+    trail = machine.home / ".local/state/ghapp/audit.jsonl"
+    eventually(lambda: trail.read_bytes().count(b'"action":"answer"') == 20, 20)
+    lines = [json.loads(line) for line in trail.read_bytes().splitlines()]
+    assert {line["action"] for line in lines} == {"grant", "mint", "answer"}
+    # Nor are other lines of the log gone.
+    assert "no credential" not in (machine.home / ".local/state/ghapp/daemon.log").read_text()
 
 
 # -- another host: a real sshd on this one's loopback ------------------------------------------------------------

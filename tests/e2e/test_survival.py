@@ -21,6 +21,7 @@ from conftest import ROOT
 from e2e.conftest import BIN, PERMISSIONS, Machine, set_up
 from e2e.test_installs import SYSTEM_PATH, Site, site, wheels  # noqa: F401  # fixtures
 from fakes_process import eventually, git_cache
+from marks import files_with_secrets
 from session_bus import PASSWORD, Session, session
 from standin.journal import Mint
 from standin.server import StandIn
@@ -51,6 +52,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         set_up(machine)
         yield machine
         clear(machine)
+        assert not list(files_with_secrets(github, directory, apart_from=directory / "github"))
 
 
 @pytest.fixture
