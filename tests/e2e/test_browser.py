@@ -359,7 +359,7 @@ def test_ctrl_c_while_the_key_is_under_way_waits_until_it_is_stored(
     hold.set()
     page.wait_for_selector("h1.good")
 
-    out, err = run.done()
+    out, err = run.done(130)
     assert "signer       file:" in out
     assert "once it is installed: ghapp setup-git" in err
     (app,) = machine.github.apps.values()
