@@ -556,6 +556,7 @@ class Daemon:
     async def _installations(self, app: str = "", update: bool = True) -> list[dict[str, object]]:  # noqa: FBT001, FBT002  # as above
         """Ask GitHub afresh, as one app or as each; with `update` git asks us for these owners from now on."""
         await self._wait_until_ready()
+        self._broker.forget_absences()
         found = []
         for each in self._config.apps:
             if app not in {"", each.name}:
@@ -647,6 +648,7 @@ class Daemon:
         app = App(name, host, api, client_id or str(app_id), keys, client_id=client_id, app_id=app_id)
         issuer = self._issuer(app, afresh=True)
         body = await issuer.get_app()
+        self._broker.forget_absences()
         return {
             "app_id": body["id"],
             "client_id": body.get("client_id") or "",

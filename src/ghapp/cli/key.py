@@ -1,5 +1,6 @@
 """``ghapp key``."""
 
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -331,7 +332,9 @@ def _with_removals(verdicts: Sequence[Verdict]) -> list[Verdict]:
     """Return `verdicts`, with the removal as the hint for a dead key beside a living one."""
     living = {verdict.entry.app.name for verdict in verdicts if verdict.status == ACCEPTED}
     return [
-        replace(verdict, hint=f"ghapp key remove {verdict.entry.name} --app {verdict.entry.app.name}")
+        replace(
+            verdict, hint=shlex.join(("ghapp", "key", "remove", verdict.entry.name, "--app", verdict.entry.app.name))
+        )
         if verdict.status == REJECTED and verdict.entry.app.name in living
         else verdict
         for verdict in verdicts
