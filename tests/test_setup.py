@@ -229,9 +229,10 @@ async def test_an_app_is_imported_by_answers_and_wrong_ones_are_asked_again(
         "?!",
         str(app.id),
         str(tmp_path / "nothing"),
+        str(tmp_path),
         str(wrong),
         str(home() / "first.pem"),
-        str(app.id),
+        "",
         f"'{key}'",
         str(home() / "kept.pem"),
         "",
@@ -242,6 +243,8 @@ async def test_an_app_is_imported_by_answers_and_wrong_ones_are_asked_again(
     assert "the answer is one of create, import" in done.err
     assert "'?!' is neither a number nor a client ID" in done.err
     assert "there is no file" in done.err
+    assert f"{tmp_path} is a directory" in done.err
+    assert f"from its page on GitHub [{app.id}]: " in done.err
     assert "(E22)" in done.err
     assert not (home() / "first.pem").exists()
     assert (home() / "kept.pem").read_bytes() == app.private_key_pem

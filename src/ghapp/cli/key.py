@@ -20,7 +20,19 @@ from ghapp.cli.key_import import (
     store_pem_in_file,
     store_pem_in_keyring,
 )
-from ghapp.cli.output import FIRST, Group, confirm, hint, json_option, print_json, print_table, say, say_no_app, warn
+from ghapp.cli.output import (
+    FIRST,
+    Group,
+    confirm,
+    hint,
+    json_option,
+    print_json,
+    print_table,
+    say,
+    say_no_app,
+    typed,
+    warn,
+)
 from ghapp.errors import (
     AppRejected,
     ConfigError,
@@ -155,7 +167,7 @@ def add(
     if no_verify:
         hint("nothing was checked; 'ghapp key verify' asks GitHub")
     if file not in {None, "-"} and not delete_key_file and not _is_same(str(file), target):
-        hint(f"the key is stored; {file} can go: rm '{file}'")
+        hint(f"the key is stored; {file} can go: rm {shlex.quote(str(file))}")
 
 
 def _finish_known(there: Entry, file: str | None, *, delete: bool, as_json: bool) -> None:
@@ -249,7 +261,7 @@ def list_keys(*, name: str | None, as_json: bool) -> None:
             say_no_app()
             return
         say("there is no key")
-        hint(f"ghapp key add FILE --app {name or found.apps[0].name}")
+        hint(f"ghapp key add FILE --app {shlex.quote(name or found.apps[0].name)}")
         return
     rows = [
         (entry.app.name, entry.fingerprint or "?", entry.reference, "no" if entry.problem else "yes")
@@ -282,7 +294,7 @@ def verify(*, fingerprint: str | None, name: str | None, as_json: bool) -> int:
         entries = [_pick(entries, fingerprint)]
     if not entries:
         raise ConfigError(
-            "there is no key to verify", hint=f"ghapp key add FILE --app {apps[0].name}" if apps else FIRST
+            "there is no key to verify", hint=f"ghapp key add FILE --app {shlex.quote(apps[0].name)}" if apps else FIRST
         )
     verdicts = _with_removals([_judge(entry) for entry in _with_progress(entries, quiet=as_json)])
     if as_json:
@@ -387,7 +399,7 @@ def remove(*, fingerprint: str, name: str | None, yes: bool, force: bool) -> Non
     call_if_running("reload")  # before the key goes: killed between the two, the daemon would believe in it still
     _say_what_became_of(entry, before)
     if not others:
-        hint(f"ghapp key add FILE --app {entry.app.name}")
+        hint(f"ghapp key add FILE --app {shlex.quote(entry.app.name)}")
 
 
 def _check_that_one_is_left(entry: Entry, others: Sequence[Entry]) -> None:
@@ -404,7 +416,7 @@ def _check_that_one_is_left(entry: Entry, others: Sequence[Entry]) -> None:
     why = "".join(f"; {verdict.entry.name}: {verdict.error}" for verdict in (*verdicts, this) if verdict.error)
     raise ConfigError(
         f"{entry.name} is {last} of {entry.app.name} that works{why}",
-        hint=f"ghapp key add FILE --app {entry.app.name}; or --force",
+        hint=f"ghapp key add FILE --app {shlex.quote(entry.app.name)}; or --force",
     )
 
 
@@ -434,7 +446,7 @@ def _the_app(name: str | None) -> App:
     apps = config.load(config.config_file()).apps
     if name is None and len(apps) > 1:
         names = ", ".join(app.name for app in apps)
-        raise UsageError(f"there are several apps: {names}", hint=f"--app {apps[0].name}")
+        raise UsageError(f"there are several apps: {names}", hint=typed(name=apps[0].name))
     if not apps:
         raise ConfigError("no app is registered", hint=FIRST)
     return _chosen(apps, name)[0]
