@@ -155,8 +155,7 @@ def render(
     and `left_out` are notes for `read_back`; git passes by them. Equal arguments in any order give equal text. A
     helper that will be gone tomorrow is refused.
     """
-    if is_throw_away(str(helper)):
-        raise GitConfigFailed(f"{helper} lies in a throw-away cache", hint="uv tool install ghapp")
+    check_lasting(helper)
     hosts = {_checked("host", host.lower(), _HOST) for host in all_owners_of}
     answered = {f"https://{host}" for host in hosts}
     spelled: dict[tuple[str, str], Path | None] = {}
@@ -728,6 +727,12 @@ def _shown(path: Path) -> str:
 
 
 # The helper
+
+
+def check_lasting(helper: Path) -> None:
+    """Refuse a helper that will be gone tomorrow, such as one that ``uvx`` runs. Raises `GitConfigFailed`."""
+    if is_throw_away(str(helper)):
+        raise GitConfigFailed(f"{helper} lies in a throw-away cache", hint="uv tool install ghapp")
 
 
 def installed_helper(argv0: str | None = None, directories: Iterable[str] | None = None) -> Path:

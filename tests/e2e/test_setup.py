@@ -4,6 +4,7 @@ import fcntl
 import os
 import re
 import select
+import shutil
 import struct
 import subprocess
 import sys
@@ -257,6 +258,20 @@ def test_it_runs_unattended_and_the_second_time_changes_nothing(machine: Machine
         if name != "HTTPS_PROXY":
             del machine.env[name]
     machine.git("fetch", cwd=machine.work / "rocket")
+
+
+def test_setup_git_from_a_throw_away_cache_is_refused_first_of_all_and_writes_nothing(machine: Machine) -> None:
+    """What ``uvx ghapp setup-git`` runs: scripts in uv's cache, which uv clears when it likes."""
+    cache = machine.home / ".cache/uv/archive-v0/Xy1/bin"
+    cache.mkdir(parents=True)
+    for name in ("ghapp", "git-credential-ghapp"):
+        shutil.copy2(BIN / name, cache / name)
+
+    done = machine.run(cache / "ghapp", "setup-git", check=False)
+
+    assert done.returncode == 1
+    assert "lies in a throw-away cache (E52)\nghapp: hint: uv tool install ghapp\n" in done.stderr
+    assert not files(machine)
 
 
 @pytest.mark.usefixtures("desktop")

@@ -107,10 +107,13 @@ def configure(
         _carry_out(gitconfig.undo(where, owned, env=os.environ, cwd=Path.cwd()), dry_run=dry_run)
         return [], True
     gitconfig.user_file(where, os.environ, Path.cwd())  # first: whether there is a repository costs no network
+    helper = gitconfig.installed_helper()
+    gitconfig.check_lasting(helper)  # before anything else is asked for: nothing that is done with it would last
     with gitconfig.turn(owned.parent):  # whoever runs at the same moment keeps what is chosen here
         return _configure(
             where,
             owned,
+            helper,
             whole_host=whole_host,
             hosts=hosts,
             identity=identity,
@@ -123,6 +126,7 @@ def configure(
 def _configure(
     where: gitconfig.Scope,
     owned: Path,
+    helper: Path,
     *,
     whole_host: bool | None,
     hosts: Sequence[str],
@@ -138,7 +142,6 @@ def _configure(
         proactive=before.proactive if proactive is None else proactive,
         rewrite_ssh=before.rewrite_ssh if rewrite_ssh is None else rewrite_ssh,
     )
-    helper = gitconfig.installed_helper()
     served, left_out = _hosts(hosts, before, owned)
     entries, unasked, still = _where_installed(served, before) if not chosen.all or chosen.is_by_owner else ((), (), ())
     owners = sorted({*((entry["host"], entry["account"]) for entry in entries), *still})
