@@ -18,6 +18,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import Ghapp, register
@@ -1703,6 +1704,26 @@ def test_the_daemon_does_not_follow_while_somebody_chooses(tmp_path: Path) -> No
         assert owned.read_text() == before
 
     assert gitconfig.follow(owned, now)
+
+
+async def test_what_is_taken_out_is_not_written_again_by_a_daemon_that_follows(
+    served: App,  # noqa: ARG001  # it serves
+    ghapp: Ghapp,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await ghapp.asked("setup-git")
+    owned = config.config_dir() / "gitconfig"
+    undo, followed = gitconfig.undo, []
+
+    def undo_and_follow(*arguments: Any, **options: Any) -> list[Change]:
+        followed.append(gitconfig.follow(owned, {"acme-bot": [("github.com", "initech")]}))
+        return undo(*arguments, **options)
+
+    monkeypatch.setattr(gitconfig, "undo", undo_and_follow)
+    await ghapp.asked("setup-git", "--undo")
+
+    assert followed == [False]
+    assert not owned.exists()
 
 
 def test_a_file_system_without_locks_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

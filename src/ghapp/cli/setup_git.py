@@ -104,7 +104,8 @@ def configure(
     """
     owned = config.config_dir() / "gitconfig"
     if undo:
-        _carry_out(gitconfig.undo(where, owned, env=os.environ, cwd=Path.cwd()), dry_run=dry_run)
+        with gitconfig.turn(owned.parent):
+            _carry_out(gitconfig.undo(where, owned, env=os.environ, cwd=Path.cwd()), dry_run=dry_run)
         return [], True
     gitconfig.user_file(where, os.environ, Path.cwd())  # first: whether there is a repository costs no network
     helper = gitconfig.installed_helper()
