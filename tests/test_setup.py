@@ -605,6 +605,9 @@ async def test_proxy_and_ca_of_the_shell_are_kept_but_never_a_password(
         "no_proxy": "example.org",
         "ca_file": str(github.ca_file),
     }
+    config.edit(config.config_file(), lambda document: document.pop("network"))
+    anew = await ghapp.asked("setup", "--yes", "--no-doctor")
+    assert "0. The way to GitHub: proxy, no_proxy and ca_file of this shell, kept in " in anew.err
 
 
 @pytest.mark.usefixtures("served")

@@ -312,7 +312,7 @@ def _keep_network(answers: Answers) -> None:
         return
     config.edit(config.config_file(), lambda document: document.setdefault("network", {}).update(keep))
     call_if_running("reload")
-    say(f"0. The way to GitHub: {' and '.join(keep)} of this shell, kept in {config.config_file()}")
+    say(f"0. The way to GitHub: {_listed(list(keep))} of this shell, kept in {config.config_file()}")
 
 
 def _replaces(fact: str, *, asks: bool) -> bool:
