@@ -77,6 +77,15 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
 
+    def interrupt(self) -> None:
+        """Press ctrl-c, once the program waits: a signal just before Python reads would wait for the next key."""
+        end = time.monotonic() + LIMIT
+        stat = Path(f"/proc/{self._process.pid}/stat")
+        while stat.exists() and stat.read_text().rpartition(") ")[2][0] != "S":
+            assert time.monotonic() < end, "it does not wait"
+            select.select([], [], [], 0.01)
+        self.type("\x03")
+
     def done(self) -> int:
         """Return the exit code, once the program has ended."""
         end = time.monotonic() + LIMIT
@@ -280,7 +289,7 @@ def test_ctrl_c_at_a_question_keeps_what_is_done_and_the_next_run_goes_on(machin
 
     first = Terminal(machine, "ghapp", "setup")
     first.expect(r"\[create\]: ")
-    first.type("\x03")
+    first.interrupt()
     assert first.done() == 130
     second = Terminal(machine, "ghapp", "setup")
     second.expect(r"\[create\]: ")
@@ -290,7 +299,7 @@ def test_ctrl_c_at_a_question_keeps_what_is_done_and_the_next_run_goes_on(machin
     second.expect("private key.*: ")
     second.type(f"{key}\n")
     second.expect(r"\[owners\]: ")
-    second.type("\x03")
+    second.interrupt()
     assert second.done() == 130
     third = Terminal(machine, "ghapp", "setup")
     third.expect(r"\[owners\]: ")
@@ -315,7 +324,7 @@ def test_ctrl_c_while_it_waits_for_the_installation_ends_it_and_the_hint_goes_on
     first = Terminal(machine, "ghapp", "setup", "--create", "--org", "acme")
     person.go(browser.opened(1))
     first.expect("waiting for the installation")
-    first.type("\x03")
+    first.interrupt()
     assert first.done() == 130
     (mend,) = re.findall("^ghapp: hint: to go on from here: (.*)$", first.text, re.MULTILINE)
     person.install(browser.opened(2))
