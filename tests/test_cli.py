@@ -401,7 +401,7 @@ def test_an_app_is_forgotten_also_when_the_keyring_is_locked(
 
 
 def test_a_key_file_that_is_left_behind_is_named(ghapp: Ghapp, keyring: Keyring, key: Path) -> None:
-    assert f"ghapp: hint: the key is stored; {key} can go: rm '{key}'\n" in add_to_keyring(ghapp, "a", key).err
+    assert f"ghapp: hint: the key is stored; {key} can go: rm {key}\n" in add_to_keyring(ghapp, "a", key).err
     assert keyring.keys
 
 

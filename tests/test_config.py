@@ -186,7 +186,7 @@ def test_a_file_that_others_can_write_is_refused(path: Path, mode: int) -> None:
     with pytest.raises(ConfigError) as caught:
         load(path)
 
-    assert (caught.value.message, caught.value.hint) == (f"{path} can be written by others", f"chmod go-w '{path}'")
+    assert (caught.value.message, caught.value.hint) == (f"{path} can be written by others", f"chmod go-w {path}")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")

@@ -20,6 +20,7 @@ from standin.model import App, Installation
 from standin.server import StandIn
 
 from ghapp import config, gitconfig, paths, service
+from ghapp.cli import doctor
 from ghapp.cli.checks import FAIL, OK, SKIP, WARN, Check, Ground, git, github, here, local
 from ghapp.cli.daemon_client import call
 from ghapp.errors import NetworkFailed
@@ -586,6 +587,39 @@ async def test_one_host_of_two_that_is_down_leaves_the_other_its_checks(
     assert "ghe.invalid" in found["network"]["message"]
     assert (found["network"]["status"], found["key ghe"]["status"]) == ("fail", "skip")
     assert (found[f"key {served.slug}"]["status"], found["clock"]["status"]) == ("ok", "ok")
+
+
+@pytest.mark.parametrize(
+    "repository",
+    [
+        ("acme/rocket", "https://github.com/acme/rocket"),
+        ("https://github.com/acme/rocket.git", "https://github.com/acme/rocket"),
+        ("https://ghe.invalid/acme/rocket/", "https://ghe.invalid/acme/rocket"),
+        ("initech/thing", "https://ghe.invalid/initech/thing"),
+    ],
+)
+async def test_a_repository_is_tried_on_the_host_where_its_owner_has_an_app(
+    ghapp: Ghapp,
+    served: App,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    repository: tuple[str, str],
+) -> None:
+    """The first app is of another host, and its owner is not on it."""
+    config.config_file().unlink()
+    register(served, tmp_path, name="ghe", host="ghe.invalid", api_url="https://ghe.invalid/api/v3")
+    register(served, tmp_path)
+    await asyncio.to_thread(call, "reload")
+    tried: list[str] = []
+
+    def look(ground: Ground) -> Iterator[Check]:
+        tried.append("https://{}/{}".format(*(ground.repository or ("", ""))))
+        yield Check("repository", OK, "")
+
+    monkeypatch.setattr(doctor, "CHECKS", (*doctor.CHECKS[:-1], look))
+    await ghapp.asked("doctor", repository[0])
+
+    assert tried == [repository[1]]
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,24 @@
 """git's configuration, judged by git: real files, real helpers, no stand-ins."""
 
 import asyncio
+import errno
+import fcntl
 import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import Ghapp, register
@@ -24,7 +29,7 @@ from standin.model import App
 from standin.server import StandIn
 
 from ghapp import autostart, config, gitconfig, paths
-from ghapp.cli import installations
+from ghapp.cli import installations, setup_git
 from ghapp.cli.daemon_client import call
 from ghapp.errors import GitConfigFailed
 from ghapp.gitconfig import OWNED_HEAD, Change, Identity, Scope
@@ -651,7 +656,7 @@ def test_a_lock_that_somebody_holds_is_respected(home: Home) -> None:
         home.setup()
 
     assert failed.value.message == f"another process is editing {home.config}"
-    assert failed.value.hint == f"remove {lock} if no git is running"
+    assert failed.value.hint == f"if no git is running: rm {lock}"
     assert home.config.read_text() == "[user]\n"
     assert lock.read_text() == "theirs"
 
@@ -751,17 +756,19 @@ def test_a_missing_directory_is_an_error(home: Home) -> None:
     with pytest.raises(GitConfigFailed, match=r"cannot write .*: No such file or directory") as failed:
         gitconfig.apply(change)
 
-    assert failed.value.hint == f"ls -ld {home.path / 'missing'}"
+    assert failed.value.hint == f"mkdir -p {home.path / 'missing'}"
 
 
 def test_a_read_only_file_is_refused_and_kept(home: Home) -> None:
     home.config.write_text("[user]\n")
     home.config.chmod(0o444)
 
-    with pytest.raises(GitConfigFailed, match="is read-only"):
+    with pytest.raises(GitConfigFailed, match="is read-only") as refused:
         home.setup()
 
     assert home.config.read_text() == "[user]\n"
+    subprocess.run(("sh", "-c", refused.value.hint), check=True)
+    assert home.config.stat().st_mode & 0o200
     assert not (home.path / ".gitconfig.lock").exists()
 
 
@@ -975,6 +982,13 @@ def test_the_system_file_is_found_with_old_git_and_new(home: Home, answers: str)
     file = gitconfig.user_file(Scope.SYSTEM, home.env | {"PATH": f"{git.parent}:/bin:/usr/bin"}, home.path)
 
     assert file == Path("/etc/gitconfig" if answers == "neither" else "/opt/etc/gitconfig")
+
+
+def test_a_system_file_that_is_named_is_meant_also_where_its_directory_is_missing(home: Home) -> None:
+    """git before 2.40 names no file there, and the machine's own is another one."""
+    named = home.path / "missing" / "gitconfig"
+
+    assert gitconfig.user_file(Scope.SYSTEM, home.env | {"GIT_CONFIG_SYSTEM": str(named)}, home.path) == named
 
 
 # The helper's own path
@@ -1648,3 +1662,105 @@ def test_a_host_that_was_left_out_is_not_followed(tmp_path: Path) -> None:
     assert not gitconfig.follow(owned, {"a": [("github.com", "initech")]})
     owned.write_text(gitconfig.render([], Path("/h/git-credential-ghapp"), all_owners_of=["github.com"]))
     assert not gitconfig.follow(owned, {"a": [("github.com", "acme")], "b": [("ghe.example", "globex")]})
+
+
+# Two at the same moment
+
+
+async def test_what_two_chose_at_the_same_moment_is_kept_of_both(
+    served: App,  # noqa: ARG001  # it serves
+    ghapp: Ghapp,
+    github: StandIn,
+) -> None:
+    hold = threading.Event()
+    fault = github.faults.add("/app/installations", hold=hold)
+    owned = config.config_dir() / "gitconfig"
+    first = asyncio.create_task(asyncio.to_thread(setup_git.configure, Scope.GLOBAL, rewrite_ssh=True))
+    await asyncio.to_thread(fault.reached.wait)
+    second = asyncio.create_task(asyncio.to_thread(setup_git.configure, Scope.GLOBAL, whole_host=True))
+
+    assert not gitconfig.follow(owned, {"acme-bot": [("github.com", "initech")]})
+    hold.set()
+    await first
+    await second
+
+    assert features(owned.read_text()) == {"--all", "--rewrite-ssh"}
+    assert (await ghapp.asked("setup-git")).err.startswith("nothing to change\n")
+
+
+def test_the_daemon_does_not_follow_while_somebody_chooses(tmp_path: Path) -> None:
+    owned = tmp_path / "gitconfig"
+    owned.write_text(gitconfig.render([("github.com", "acme")], Path("/h/git-credential-ghapp")))
+    before, now = owned.read_text(), {"a": [("github.com", "initech")]}
+
+    with gitconfig.turn(tmp_path) as is_ours:
+        assert is_ours
+        assert not gitconfig.follow(owned, now)
+        assert owned.read_text() == before
+
+    assert gitconfig.follow(owned, now)
+
+
+async def test_what_is_taken_out_is_not_written_again_by_a_daemon_that_follows(
+    served: App,  # noqa: ARG001  # it serves
+    ghapp: Ghapp,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await ghapp.asked("setup-git")
+    owned = config.config_dir() / "gitconfig"
+    undo, followed = gitconfig.undo, []
+
+    def undo_and_follow(*arguments: Any, **options: Any) -> list[Change]:
+        followed.append(gitconfig.follow(owned, {"acme-bot": [("github.com", "initech")]}))
+        return undo(*arguments, **options)
+
+    monkeypatch.setattr(gitconfig, "undo", undo_and_follow)
+    await ghapp.asked("setup-git", "--undo")
+
+    assert followed == [False]
+    assert not owned.exists()
+
+
+def test_a_file_system_without_locks_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_descriptor: int, _how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for directory in (tmp_path, tmp_path / "missing"):
+        with gitconfig.turn(directory) as is_ours:
+            assert is_ours
+
+
+# What a person deleted or broke
+
+
+async def test_an_identity_stays_where_our_file_was_deleted(
+    served: App,  # noqa: ARG001  # it serves
+    ghapp: Ghapp,
+) -> None:
+    owned = config.config_dir() / "gitconfig"
+    await ghapp.asked("setup-git", "--identity")
+    once = owned.read_text()
+    owned.unlink()
+
+    await ghapp.asked("setup-git")
+
+    assert owned.read_text() == once
+
+
+async def test_nobody_is_said_to_be_answered_where_git_cannot_read_its_configuration(
+    served: App,  # noqa: ARG001  # it serves
+    ghapp: Ghapp,
+    home: Home,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broken = home.path / "it's broken"
+    broken.write_text("[user\n")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(broken))
+
+    done = await ghapp.asked("setup-git")
+
+    assert done.code == 1
+    assert "is answered" not in done.err
+    assert "ghapp: error: fatal: bad config line 1 in file" in done.err
+    assert f"ghapp: hint: ${{EDITOR:-vi}} {shlex.quote(str(broken))}" in done.err

@@ -98,7 +98,7 @@ async def test_a_second_key_is_stored_verified_and_appended(ghapp: Ghapp, app: A
 
     assert done.code == 0, done.err
     assert done.out == f"app          acme-bot\nsigner       file:{target}\nfingerprint  {name_of(pem)}\n"
-    assert done.err == f"ghapp: hint: the key is stored; {download} can go: rm '{download}'\n"
+    assert done.err == f"ghapp: hint: the key is stored; {download} can go: rm {download}\n"
     assert references() == [f"file:{tmp_path}/old.pem", f"file:{target}"]
     assert (target.read_bytes(), stat.S_IMODE(target.stat().st_mode)) == (pem, 0o600)
     assert refused.code == 1
@@ -225,7 +225,10 @@ def test_with_several_apps_the_app_is_to_be_named(ghapp: Ghapp, github: StandIn,
     done = ghapp("key", "add", tmp_path / "other.pem")
 
     assert done.code == 2
-    assert done.err == ("ghapp: error: there are several apps: acme-bot, other (E01)\nghapp: hint: --app acme-bot\n")
+    assert done.err == (
+        "ghapp: error: there are several apps: acme-bot, other (E01)\n"
+        f"ghapp: hint: ghapp key add {tmp_path / 'other.pem'} --app acme-bot\n"
+    )
     assert ghapp("key", "list", "--app", "nobody").err == (
         "ghapp: error: there is no app nobody (E51)\nghapp: hint: ghapp app list\n"
     )

@@ -224,9 +224,10 @@ async def test_an_app_is_imported_by_answers_and_wrong_ones_are_asked_again(
         "?!",
         str(app.id),
         str(tmp_path / "nothing"),
+        str(tmp_path),
         str(wrong),
         str(home() / "first.pem"),
-        str(app.id),
+        "",
         f"'{key}'",
         str(home() / "kept.pem"),
         "",
@@ -237,6 +238,8 @@ async def test_an_app_is_imported_by_answers_and_wrong_ones_are_asked_again(
     assert "the answer is one of create, import" in done.err
     assert "'?!' is neither a number nor a client ID" in done.err
     assert "there is no file" in done.err
+    assert f"{tmp_path} is a directory" in done.err
+    assert f"from its page on GitHub [{app.id}]: " in done.err
     assert "(E22)" in done.err
     assert not (home() / "first.pem").exists()
     assert (home() / "kept.pem").read_bytes() == app.private_key_pem
@@ -597,6 +600,9 @@ async def test_proxy_and_ca_of_the_shell_are_kept_but_never_a_password(
         "no_proxy": "example.org",
         "ca_file": str(github.ca_file),
     }
+    config.edit(config.config_file(), lambda document: document.pop("network"))
+    anew = await ghapp.asked("setup", "--yes", "--no-doctor")
+    assert "0. The way to GitHub: proxy, no_proxy and ca_file of this shell, kept in " in anew.err
 
 
 @pytest.mark.usefixtures("served")

@@ -90,7 +90,7 @@ def test_a_file_that_may_not_be_opened_is_to_be_looked_at(tmp_path: Path) -> Non
     with pytest.raises(KeyUnavailable) as caught:
         read_key_file(str(path))
 
-    assert caught.value.hint == f"ls -l '{path}'"
+    assert caught.value.hint == f"ls -l {path}"
 
 
 def test_a_key_that_was_forgotten_is_read_again_and_its_name_is_kept(path: Path, key: rsa.RSAPrivateKey) -> None:
@@ -199,7 +199,7 @@ def test_a_file_that_others_can_reach_is_refused(path: Path, mode: int) -> None:
 
     assert (caught.value.message, caught.value.hint) == (
         f"{path} can be read by others (mode {mode:04o})",
-        f"chmod 600 '{path}'",
+        f"chmod 600 {path}",
     )
 
 

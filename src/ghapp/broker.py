@@ -650,6 +650,10 @@ class Broker:
         self._locked.clear()
         self._restraint.forget()
 
+    def forget_absences(self) -> None:
+        """Ask GitHub again about who was not installed or selected: somebody looks there, and may have mended it."""
+        self._routes.forget_absences()
+
     def _raise_if_locked(self) -> None:
         if self.locked:
             raise Locked

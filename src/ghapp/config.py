@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import re
+import shlex
 import stat
 import tempfile
 import tomllib
@@ -116,7 +117,7 @@ def _read(path: Path) -> bytes:
     with file:
         status = os.fstat(file.fileno())
         if status.st_uid not in {0, os.geteuid()} or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise ConfigError(f"{path} can be written by others", hint=f"chmod go-w '{path}'")
+            raise ConfigError(f"{path} can be written by others", hint=f"chmod go-w {shlex.quote(str(path))}")
         data = file.read(MAX_CONFIG + 1)
     if len(data) > MAX_CONFIG:
         raise ValueError(f"larger than {MAX_CONFIG} bytes")

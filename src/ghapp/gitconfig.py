@@ -10,8 +10,11 @@ Texts and bytes are computed by pure functions (`render`, `append_block`, `remov
 import contextlib
 import difflib
 import enum
+import errno
+import fcntl
 import os
 import re
+import shlex
 import stat
 import subprocess
 import sys
@@ -152,8 +155,7 @@ def render(
     and `left_out` are notes for `read_back`; git passes by them. Equal arguments in any order give equal text. A
     helper that will be gone tomorrow is refused.
     """
-    if is_throw_away(str(helper)):
-        raise GitConfigFailed(f"{helper} lies in a throw-away cache", hint="uv tool install ghapp")
+    check_lasting(helper)
     hosts = {_checked("host", host.lower(), _HOST) for host in all_owners_of}
     answered = {f"https://{host}" for host in hosts}
     spelled: dict[tuple[str, str], Path | None] = {}
@@ -386,6 +388,9 @@ def _global_files(env: Mapping[str, str], cwd: Path) -> list[Path]:
 
 def _system_file(env: Mapping[str, str], cwd: Path) -> str:
     env = {name: value for name, value in env.items() if name != "GIT_CONFIG_NOSYSTEM"}
+    named = env.get("GIT_CONFIG_SYSTEM")
+    if named and git_version(env, cwd) >= (2, 32):  # the first that knows it
+        return named  # also where there is nothing yet: the machine's own is not what was meant
     answer = _git("var", "GIT_CONFIG_SYSTEM", env=env, cwd=cwd)
     if answer.returncode != 0:
         # git before 2.40 tells where the file is only to an editor, but also when there is none yet.
@@ -448,11 +453,38 @@ def setup(
 def written(scope: Scope, owned: Path, *, env: Mapping[str, str], cwd: Path) -> Written:
     """Return what stands there from an earlier run."""
     if scope is Scope.GLOBAL:
-        data = _read(owned) or b""
+        data = _read(owned)
+        if data is None and _beside(owned):  # somebody deleted it, and what lies beside it tells of one choice
+            return Written(identity=True)
+        data = data or b""
         return read_back(os.fsdecode(data) if data.startswith(OWNED_HEAD.encode()) else "")
     lines = (_read(user_file(scope, env, cwd)) or b"").splitlines()
     ours = [line.rstrip(b"\r\n").removesuffix(b" " + MARK) for line in lines if _is_ours(line)]
     return read_back(os.fsdecode(b"\n".join(ours)))
+
+
+@contextlib.contextmanager
+def turn(directory: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Let those who read our files in `directory`, and write them anew, take turns; without `wait` tell if it is ours.
+
+    The directory itself is locked, so no file of the lock's is left behind.
+    """
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:  # nothing lies there yet, or whoever reads it says what is wrong
+        yield True
+        return
+    try:
+        is_ours = True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            is_ours = False
+        except OSError:  # a network file system without locks: one editor at a time is the rule
+            pass
+        yield is_ours
+    finally:
+        os.close(descriptor)
 
 
 def follow(owned: Path, installed: Mapping[str, Iterable[tuple[str, str]]]) -> bool:
@@ -460,8 +492,14 @@ def follow(owned: Path, installed: Mapping[str, Iterable[tuple[str, str]]]) -> b
 
     `installed` are host and owner of every installation by app: of all apps, as whom it does not name is taken out.
     Where nothing stands yet nothing is written, nor for a host that was left out, or that came after ``--all``. The
-    bot of a new owner is the one that the app has elsewhere; without one, the next ``setup-git`` asks for it.
+    bot of a new owner is the one that the app has elsewhere; without one, the next ``setup-git`` asks for it. While a
+    ``setup-git`` runs nothing is written, either: that knows what was chosen, and asks GitHub itself.
     """
+    with turn(owned.parent, wait=False) as is_ours:
+        return is_ours and _follow(owned, installed)
+
+
+def _follow(owned: Path, installed: Mapping[str, Iterable[tuple[str, str]]]) -> bool:
     before = written(Scope.GLOBAL, owned, env={}, cwd=owned.parent)
     now = {
         (host, owner.lower()): (host, owner)
@@ -601,7 +639,7 @@ def _take_lock(lock: Path, target: Path, patience: float) -> int:
         except FileExistsError as exc:
             if time.monotonic() >= give_up:
                 message = f"another process is editing {target}"
-                raise GitConfigFailed(message, hint=f"remove {lock} if no git is running") from exc
+                raise GitConfigFailed(message, hint=f"if no git is running: rm {_shown(lock)}") from exc
         time.sleep(LOCK_RETRY)
 
 
@@ -630,10 +668,11 @@ def _refuse_unwritable(target: Path) -> None:
     except FileNotFoundError:
         return
     if status.st_uid != os.geteuid() != 0:
-        raise GitConfigFailed(f"{target} belongs to user {status.st_uid}", hint=f"ls -l {target}")
+        raise GitConfigFailed(f"{target} belongs to user {status.st_uid}", hint=f"ls -l {_shown(target)}")
     if not status.st_mode & 0o222:
         raise GitConfigFailed(
-            f"{target} is read-only", hint=f"chmod u+w {target}, or let what generates it add our lines"
+            f"{target} is read-only; what generates it, if anything does, has to add our lines",
+            hint=f"chmod u+w {_shown(target)}",
         )
 
 
@@ -644,7 +683,7 @@ def _read(path: Path) -> bytes | None:
         except FileNotFoundError:
             return None
         if not stat.S_ISREG(status.st_mode):
-            raise GitConfigFailed(f"{path} is not a regular file", hint=f"ls -l {path}")
+            raise GitConfigFailed(f"{path} is not a regular file", hint=f"ls -ld {_shown(path)}")
         return path.read_bytes()
 
 
@@ -677,10 +716,23 @@ def _told_as(verb: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        raise GitConfigFailed(f"cannot {verb} {path}: {exc.strerror}", hint=f"ls -ld {path.parent}") from exc
+        does = "mkdir -p" if exc.errno == errno.ENOENT else "ls -ld"
+        hint = f"{does} {_shown(path.parent)}"
+        raise GitConfigFailed(f"cannot {verb} {path}: {exc.strerror}", hint=hint) from exc
+
+
+def _shown(path: Path) -> str:
+    """Return a path as a shell takes it."""
+    return shlex.quote(str(path))
 
 
 # The helper
+
+
+def check_lasting(helper: Path) -> None:
+    """Refuse a helper that will be gone tomorrow, such as one that ``uvx`` runs. Raises `GitConfigFailed`."""
+    if is_throw_away(str(helper)):
+        raise GitConfigFailed(f"{helper} lies in a throw-away cache", hint="uv tool install ghapp")
 
 
 def installed_helper(argv0: str | None = None, directories: Iterable[str] | None = None) -> Path:

@@ -6,6 +6,7 @@ gitcredentials(7)); an empty helper drops those collected so far. `git config --
 
 import os
 import re
+import shlex
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -139,7 +140,12 @@ def read(env: Mapping[str, str], cwd: Path) -> GitConfig:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise GitConfigFailed(f"git cannot be run: {error}", hint="git --version") from None
     if done.returncode != 0:
-        raise GitConfigFailed(os.fsdecode(done.stderr).strip().partition("\n")[0], hint="git config --list")
+        message = os.fsdecode(done.stderr).strip().partition("\n")[0]
+        # git names the line and the file; no command of its own opens a file that it cannot read.
+        broken = re.search(r" line \d+ in file (.+)", message)
+        raise GitConfigFailed(
+            message, hint=f"${{EDITOR:-vi}} {shlex.quote(broken[1])}" if broken else "git config --list"
+        )
     return GitConfig(parse(os.fsdecode(done.stdout)))
 
 

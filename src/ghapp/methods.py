@@ -201,6 +201,7 @@ class Methods:
     async def _installations(self, app: str = "", update: bool = True) -> list[dict[str, object]]:  # noqa: FBT001, FBT002  # as above
         """Ask GitHub afresh, as one app or as each; with `update` git asks us for these owners from now on."""
         await self._outside.wait_until_ready()
+        self._broker.forget_absences()
         found = []
         for each in self._outside.config.apps:
             if app not in {"", each.name}:
@@ -278,6 +279,7 @@ class Methods:
         app = App(name, host, api, client_id or str(app_id), keys, client_id=client_id, app_id=app_id)
         issuer = self._outside.issuer(app, afresh=True)
         body = await issuer.get_app()
+        self._broker.forget_absences()
         return {
             "app_id": body["id"],
             "client_id": body.get("client_id") or "",

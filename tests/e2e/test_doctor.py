@@ -18,7 +18,9 @@ GITHUB_URL = "https://github.com/acme"
 
 @pytest.fixture(autouse=True)
 def nothing_but_the_system(machine: Machine) -> None:
-    """Leave cargo and whatever else a developer has out of the way."""
+    """Leave cargo and what else a developer has out of the way; let hints hold paths that a shell would split."""
+    machine.home = machine.home.rename(machine.home.with_name("hö me's"))
+    machine.env["HOME"] = str(machine.home)
     machine.env["PATH"] = os.pathsep.join([str(BIN), "/usr/bin", "/bin"])
 
 
@@ -48,7 +50,14 @@ def helper_behind(helper: str, section: str = '[credential "https://github.com"]
 
 
 def gh_set_up(machine: Machine) -> None:
-    """What `gh auth setup-git` writes."""
+    """Run `gh auth setup-git`; where there is no gh, write what it writes."""
+    if shutil.which("gh", path=machine.env["PATH"]) is not None:
+        hosts = machine.home / ".config/gh/hosts.yml"
+        hosts.parent.mkdir(parents=True, exist_ok=True)
+        hosts.write_text("github.com:\n    user: octocat\n    oauth_token: not-a-token\n    git_protocol: https\n")
+        machine.run("gh", "auth", "setup-git")
+        assert "gh auth git-credential" in git_config(machine).read_text()
+        return
     append(machine, '[credential "https://github.com"]\n\thelper =\n\thelper = !/usr/bin/gh auth git-credential\n')
 
 
@@ -62,6 +71,10 @@ def local(*arguments: str) -> Callable[[Machine], None]:
 
 def without_our_file(machine: Machine) -> None:
     (config_dir(machine) / "gitconfig").unlink()
+
+
+def our_file_broken(machine: Machine) -> None:
+    (config_dir(machine) / "gitconfig").write_bytes(b"[credential\n\xff")
 
 
 def without_our_include(machine: Machine) -> None:
@@ -190,6 +203,7 @@ ROWS = [
         "store is asked",
     ),
     Row("our file is gone", without_our_file, "helpers acme", "not ghapp"),
+    Row("our file is broken", our_file_broken, "git-config", "bad config line 1"),
     Row("our include is gone", without_our_include, "helpers acme", "not ghapp"),
     Row("our helper's path is gone", helper_gone, "helpers acme", "/gone/git-credential-ghapp, which git would run"),
     Row("without useHttpPath", without_path, "helpers acme", "which repository"),
@@ -246,6 +260,32 @@ def test_a_repository_that_cannot_be_read_is_told_with_the_reason(ready: Machine
     assert check["status"] == "fail"
     assert "E20" in check["message"]
     assert "https://github.com/" in check["hint"]
+
+
+def test_an_app_that_git_missed_a_moment_ago_is_found_by_git_once_doctor_has_looked(ready: Machine) -> None:
+    app = next(iter(ready.github.apps.values()))
+    ready.github.uninstall(next(iter(ready.github.installations.values())))
+    assert ready.git("ls-remote", "https://github.com/acme/rocket", check=False).returncode != 0
+    ready.github.install(app, "acme", repositories=["rocket"])
+
+    assert diagnose(ready, "acme/rocket")["repository acme/rocket"]["status"] == "ok"
+
+
+def test_a_configuration_that_git_cannot_read_is_named_with_its_file_and_its_editor(ready: Machine) -> None:
+    append(ready, "[broken\n")
+    ready.env["EDITOR"] = "sed -i /broken/d"
+
+    refused = ready.ghapp("setup-git", check=False)
+    found = diagnose(ready)
+
+    assert refused.returncode == 1
+    assert "is answered by ghapp" not in refused.stderr
+    assert f"in file {git_config(ready)}" in refused.stderr
+    assert found["git"]["status"] == "ok"
+    assert found["git-config"]["status"] == "fail"
+    assert f"ghapp: hint: {found['git-config']['hint']}\n" in refused.stderr
+    ready.run("sh", "-c", found["git-config"]["hint"])
+    assert diagnose(ready)["helpers acme"]["status"] == "ok"
 
 
 def test_nothing_set_up_is_told_step_by_step(machine: Machine) -> None:

@@ -4,6 +4,7 @@ import fcntl
 import os
 import re
 import select
+import shutil
 import struct
 import subprocess
 import sys
@@ -75,6 +76,15 @@ class Terminal:
 
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
+
+    def interrupt(self) -> None:
+        """Press ctrl-c, once the program waits: a signal just before Python reads would wait for the next key."""
+        end = time.monotonic() + LIMIT
+        stat = Path(f"/proc/{self._process.pid}/stat")
+        while stat.exists() and stat.read_text().rpartition(") ")[2][0] != "S":
+            assert time.monotonic() < end, "it does not wait"
+            select.select([], [], [], 0.01)
+        self.type("\x03")
 
     def done(self) -> int:
         """Return the exit code, once the program has ended."""
@@ -259,13 +269,27 @@ def test_it_runs_unattended_and_the_second_time_changes_nothing(machine: Machine
     machine.git("fetch", cwd=machine.work / "rocket")
 
 
+def test_setup_git_from_a_throw_away_cache_is_refused_first_of_all_and_writes_nothing(machine: Machine) -> None:
+    """What ``uvx ghapp setup-git`` runs: scripts in uv's cache, which uv clears when it likes."""
+    cache = machine.home / ".cache/uv/archive-v0/Xy1/bin"
+    cache.mkdir(parents=True)
+    for name in ("ghapp", "git-credential-ghapp"):
+        shutil.copy2(BIN / name, cache / name)
+
+    done = machine.run(cache / "ghapp", "setup-git", check=False)
+
+    assert done.returncode == 1
+    assert "lies in a throw-away cache (E52)\nghapp: hint: uv tool install ghapp\n" in done.stderr
+    assert not files(machine)
+
+
 @pytest.mark.usefixtures("desktop")
 def test_ctrl_c_at_a_question_keeps_what_is_done_and_the_next_run_goes_on(machine: Machine) -> None:
     app_id, key = with_an_app(machine)
 
     first = Terminal(machine, "ghapp", "setup")
     first.expect(r"\[create\]: ")
-    first.type("\x03")
+    first.interrupt()
     assert first.done() == 130
     second = Terminal(machine, "ghapp", "setup")
     second.expect(r"\[create\]: ")
@@ -275,7 +299,7 @@ def test_ctrl_c_at_a_question_keeps_what_is_done_and_the_next_run_goes_on(machin
     second.expect("private key.*: ")
     second.type(f"{key}\n")
     second.expect(r"\[owners\]: ")
-    second.type("\x03")
+    second.interrupt()
     assert second.done() == 130
     third = Terminal(machine, "ghapp", "setup")
     third.expect(r"\[owners\]: ")
@@ -300,7 +324,7 @@ def test_ctrl_c_while_it_waits_for_the_installation_ends_it_and_the_hint_goes_on
     first = Terminal(machine, "ghapp", "setup", "--create", "--org", "acme")
     person.go(browser.opened(1))
     first.expect("waiting for the installation")
-    first.type("\x03")
+    first.interrupt()
     assert first.done() == 130
     (mend,) = re.findall("^ghapp: hint: to go on from here: (.*)$", first.text, re.MULTILINE)
     person.install(browser.opened(2))

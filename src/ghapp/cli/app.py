@@ -1,5 +1,6 @@
 """``ghapp app``."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,7 @@ def add_app(
 def hint_at_copy(key: str | None, known: App) -> None:
     """Say that the file the key was read from is not needed any more, where it is not the one that is used."""
     if key not in {None, "-"} and not _is_same(str(key), known.keys[0].removeprefix("file:")):
-        hint(f"the key is stored; {key} can go: rm '{key}'")
+        hint(f"the key is stored; {key} can go: rm {shlex.quote(str(key))}")
 
 
 def _register(given: App, name: str | None, key: str | None, *, verify: bool) -> tuple[dict[str, Any], App]:
@@ -183,7 +184,7 @@ def _register(given: App, name: str | None, key: str | None, *, verify: bool) ->
     for old in others:
         if _is_same_app(old, known):
             warn(f"{old.name} is the same app under another name")
-            hint(f"if one is enough: ghapp app remove {old.name}")
+            hint(f"if one is enough: ghapp app remove {shlex.quote(old.name)}")
     outdated = given
     try:
         if settled is not None:

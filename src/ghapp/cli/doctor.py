@@ -65,21 +65,32 @@ def doctor(*, repository: str | None, fix: bool, as_json: bool) -> int:
 
 
 def _named(repository: str) -> tuple[str, str]:
-    if parse_repository(repository) is None:
+    """Return the host, "" where it is not told, and OWNER/REPO; of a URL, as a browser shows it, too."""
+    host, path = "", repository
+    if repository.startswith("https://") and "@" not in repository:
+        host, _, path = repository.removeprefix("https://").rstrip("/").partition("/")
+    found = parse_repository(path)
+    if found is None:
         raise click.UsageError(f"{repository!r} is not OWNER/REPO")
-    return config.GITHUB, repository
+    return host.lower(), f"{found.owner}/{found.name}"
+
+
+def _host_of(ground: Ground, owner: str) -> str:
+    """Return where an app is installed on `owner`; where none is, the host of the first app, or the usual one."""
+    there = [host for host, account in ground.owners if account.lower() == owner.lower()]
+    return next(iter([*there, *(app.host for app in ground.config.apps)]), config.GITHUB)
 
 
 def _look(wanted: tuple[str, str] | None, *, show: bool) -> Iterator[Check]:
     ground = checks.here()
-    ground.repository = wanted
     for look in CHECKS:
+        if wanted is not None:
+            host, name = wanted
+            ground.repository = (host or _host_of(ground, name.partition("/")[0]), name)
         for check in look(ground):
             if show:
                 _show(check)
             yield check
-        if wanted is not None and ground.config.apps:
-            ground.repository = (ground.config.apps[0].host, wanted[1])
 
 
 def _show(check: Check) -> None:

@@ -1,5 +1,6 @@
 """``ghapp key``."""
 
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,19 @@ from ghapp.cli.key_import import (
     store_pem_in_file,
     store_pem_in_keyring,
 )
-from ghapp.cli.output import FIRST, Group, confirm, hint, json_option, print_json, print_table, say, say_no_app, warn
+from ghapp.cli.output import (
+    FIRST,
+    Group,
+    confirm,
+    hint,
+    json_option,
+    print_json,
+    print_table,
+    say,
+    say_no_app,
+    typed,
+    warn,
+)
 from ghapp.errors import (
     AppRejected,
     ConfigError,
@@ -154,7 +167,7 @@ def add(
     if no_verify:
         hint("nothing was checked; 'ghapp key verify' asks GitHub")
     if file not in {None, "-"} and not delete_key_file and not _is_same(str(file), target):
-        hint(f"the key is stored; {file} can go: rm '{file}'")
+        hint(f"the key is stored; {file} can go: rm {shlex.quote(str(file))}")
 
 
 def _finish_known(there: Entry, file: str | None, *, delete: bool, as_json: bool) -> None:
@@ -248,7 +261,7 @@ def list_keys(*, name: str | None, as_json: bool) -> None:
             say_no_app()
             return
         say("there is no key")
-        hint(f"ghapp key add FILE --app {name or found.apps[0].name}")
+        hint(f"ghapp key add FILE --app {shlex.quote(name or found.apps[0].name)}")
         return
     rows = [
         (entry.app.name, entry.fingerprint or "?", entry.reference, "no" if entry.problem else "yes")
@@ -281,7 +294,7 @@ def verify(*, fingerprint: str | None, name: str | None, as_json: bool) -> int:
         entries = [_pick(entries, fingerprint)]
     if not entries:
         raise ConfigError(
-            "there is no key to verify", hint=f"ghapp key add FILE --app {apps[0].name}" if apps else FIRST
+            "there is no key to verify", hint=f"ghapp key add FILE --app {shlex.quote(apps[0].name)}" if apps else FIRST
         )
     verdicts = _with_removals([_judge(entry) for entry in _with_progress(entries, quiet=as_json)])
     if as_json:
@@ -331,7 +344,9 @@ def _with_removals(verdicts: Sequence[Verdict]) -> list[Verdict]:
     """Return `verdicts`, with the removal as the hint for a dead key beside a living one."""
     living = {verdict.entry.app.name for verdict in verdicts if verdict.status == ACCEPTED}
     return [
-        replace(verdict, hint=f"ghapp key remove {verdict.entry.name} --app {verdict.entry.app.name}")
+        replace(
+            verdict, hint=shlex.join(("ghapp", "key", "remove", verdict.entry.name, "--app", verdict.entry.app.name))
+        )
         if verdict.status == REJECTED and verdict.entry.app.name in living
         else verdict
         for verdict in verdicts
@@ -384,7 +399,7 @@ def remove(*, fingerprint: str, name: str | None, yes: bool, force: bool) -> Non
     call_if_running("reload")  # before the key goes: killed between the two, the daemon would believe in it still
     _say_what_became_of(entry, before)
     if not others:
-        hint(f"ghapp key add FILE --app {entry.app.name}")
+        hint(f"ghapp key add FILE --app {shlex.quote(entry.app.name)}")
 
 
 def _check_that_one_is_left(entry: Entry, others: Sequence[Entry]) -> None:
@@ -401,7 +416,7 @@ def _check_that_one_is_left(entry: Entry, others: Sequence[Entry]) -> None:
     why = "".join(f"; {verdict.entry.name}: {verdict.error}" for verdict in (*verdicts, this) if verdict.error)
     raise ConfigError(
         f"{entry.name} is {last} of {entry.app.name} that works{why}",
-        hint=f"ghapp key add FILE --app {entry.app.name}; or --force",
+        hint=f"ghapp key add FILE --app {shlex.quote(entry.app.name)}; or --force",
     )
 
 
@@ -431,7 +446,7 @@ def _the_app(name: str | None) -> App:
     apps = config.load(config.config_file()).apps
     if name is None and len(apps) > 1:
         names = ", ".join(app.name for app in apps)
-        raise UsageError(f"there are several apps: {names}", hint=f"--app {apps[0].name}")
+        raise UsageError(f"there are several apps: {names}", hint=typed(name=apps[0].name))
     if not apps:
         raise ConfigError("no app is registered", hint=FIRST)
     return _chosen(apps, name)[0]

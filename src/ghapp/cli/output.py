@@ -19,6 +19,7 @@ _WHOLE = (
     "LEASE",
     "EXPIRES",
     "FINGERPRINT",
+    "HOST",
     "KEYS",
     "REPOSITORY",
     "SETTINGS",

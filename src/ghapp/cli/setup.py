@@ -312,7 +312,7 @@ def _keep_network(answers: Answers) -> None:
         return
     config.edit(config.config_file(), lambda document: document.setdefault("network", {}).update(keep))
     call_if_running("reload")
-    say(f"0. The way to GitHub: {' and '.join(keep)} of this shell, kept in {config.config_file()}")
+    say(f"0. The way to GitHub: {_listed(list(keep))} of this shell, kept in {config.config_file()}")
 
 
 def _replaces(fact: str, *, asks: bool) -> bool:
@@ -433,9 +433,13 @@ def _import(answers: Answers) -> Bot:
     asks_key = answers.asks and answers.key is None and not _lies_there(answers.signer)
     while True:
         if asks_id:
-            app_id, client_id = _ask("App ID or client ID, from its page on GitHub", _read_issuer, default=None)
+            app_id, client_id = _ask(
+                "App ID or client ID, from its page on GitHub",
+                _read_issuer,
+                default=client_id or str(app_id or "") or None,
+            )
         if asks_key:
-            key = _ask("Its private key, the .pem downloaded there", _read_file, default=_downloaded())
+            key = _ask("Its private key, the .pem downloaded there", _read_file, default=key or _downloaded())
         try:
             signer = answers.signer or _place(answers, client_id or str(app_id), is_new=False).reference
             found, known = app_commands.add_app(
@@ -476,7 +480,7 @@ def _read_issuer(text: str) -> tuple[int | None, str]:
 def _read_file(text: str) -> str:
     path = Path(text.strip("'\"")).expanduser()  # terminals quote what is dropped on them
     if not path.is_file():
-        raise click.UsageError(f"there is no file {path}")
+        raise click.UsageError(f"{path} is a directory" if path.is_dir() else f"there is no file {path}")
     return str(path)
 
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from ghapp import config, gitconfig
+from ghapp import config, gitconfig, helper_chain
 from ghapp.cli.daemon_client import call
 from ghapp.cli.host import check_host
 from ghapp.cli.installations import Unasked, ask_each
@@ -104,9 +104,38 @@ def configure(
     """
     owned = config.config_dir() / "gitconfig"
     if undo:
-        _carry_out(gitconfig.undo(where, owned, env=os.environ, cwd=Path.cwd()), dry_run=dry_run)
+        with gitconfig.turn(owned.parent):
+            _carry_out(gitconfig.undo(where, owned, env=os.environ, cwd=Path.cwd()), dry_run=dry_run)
         return [], True
     gitconfig.user_file(where, os.environ, Path.cwd())  # first: whether there is a repository costs no network
+    helper = gitconfig.installed_helper()
+    gitconfig.check_lasting(helper)  # before anything else is asked for: nothing that is done with it would last
+    with gitconfig.turn(owned.parent):  # whoever runs at the same moment keeps what is chosen here
+        return _configure(
+            where,
+            owned,
+            helper,
+            whole_host=whole_host,
+            hosts=hosts,
+            identity=identity,
+            proactive=proactive,
+            rewrite_ssh=rewrite_ssh,
+            dry_run=dry_run,
+        )
+
+
+def _configure(
+    where: gitconfig.Scope,
+    owned: Path,
+    helper: Path,
+    *,
+    whole_host: bool | None,
+    hosts: Sequence[str],
+    identity: bool | None,
+    proactive: bool | None,
+    rewrite_ssh: bool | None,
+    dry_run: bool,
+) -> tuple[list[str], bool]:
     before = gitconfig.written(where, owned, env=os.environ, cwd=Path.cwd())
     chosen = _Chosen(
         all=bool(before.hosts) if whole_host is None else whole_host,
@@ -114,7 +143,6 @@ def configure(
         proactive=before.proactive if proactive is None else proactive,
         rewrite_ssh=before.rewrite_ssh if rewrite_ssh is None else rewrite_ssh,
     )
-    helper = gitconfig.installed_helper()
     served, left_out = _hosts(hosts, before, owned)
     entries, unasked, still = _where_installed(served, before) if not chosen.all or chosen.is_by_owner else ((), (), ())
     owners = sorted({*((entry["host"], entry["account"]) for entry in entries), *still})
@@ -136,6 +164,8 @@ def configure(
     )
     changes = [change for change in changes if change.is_needed]
     _carry_out(changes, dry_run=dry_run)
+    if not dry_run:
+        helper_chain.read(os.environ, Path.cwd())  # where git cannot, it does nothing at all, and says why
     urls = [f"https://{host}/{owner}" for host, owner in owners]
     answered = [f"https://{host}" for host in sorted(served)] if chosen.all else urls
     for url in answered:

@@ -25,14 +25,14 @@ def read_key_file(path: str, app: str = "NAME") -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        hint = f"ls -l '{path}'"
+        hint = f"ls -l {shlex.quote(str(path))}"
         if isinstance(error, FileNotFoundError):
             hint = f"put the key there, or: ghapp key add FILE --app {app} --signer {shlex.quote(f'file:{path}')}"
         raise KeyUnavailable(f"cannot open {path}: {error.strerror}", hint=hint) from None
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise KeyUnavailable(f"{path} is not a regular file", hint=f"ls -l '{path}'")
+            raise KeyUnavailable(f"{path} is not a regular file", hint=f"ls -ld {shlex.quote(str(path))}")
         if status.st_uid not in {0, os.geteuid()}:
             raise KeyUnavailable(
                 f"{path} belongs to user {status.st_uid}", hint=f"sudo chown $(id -u) {shlex.quote(path)}"
@@ -41,7 +41,7 @@ def read_key_file(path: str, app: str = "NAME") -> bytes:
         if status.st_mode & forbidden:
             raise KeyUnavailable(
                 f"{path} can be read by others (mode {stat.S_IMODE(status.st_mode):04o})",
-                hint=f"chmod 600 '{path}'",
+                hint=f"chmod 600 {shlex.quote(str(path))}",
             )
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             pem = file.read(MAX_PEM + 1)
@@ -50,5 +50,5 @@ def read_key_file(path: str, app: str = "NAME") -> bytes:
     finally:
         os.close(descriptor)
     if len(pem) > MAX_PEM:
-        raise KeyUnavailable(f"{path} is larger than {MAX_PEM} bytes", hint=f"file '{path}'")
+        raise KeyUnavailable(f"{path} is larger than {MAX_PEM} bytes", hint=f"file {shlex.quote(str(path))}")
     return pem

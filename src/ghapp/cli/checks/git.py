@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from ghapp import helper_chain
 from ghapp.cli.checks import FAIL, NOT_REACHED, OK, SKIP, WARN, Check, Ground, quoted
 from ghapp.cli.daemon_client import call
+from ghapp.config import config_dir
 from ghapp.errors import GhappError
 from ghapp.helper_chain import Entry, GitConfig
 
@@ -36,7 +37,8 @@ def check_version(ground: Ground) -> Iterator[Check]:
     try:
         done = subprocess.run(
             ("git", "--version"),  # noqa: S607  # the user's git, wherever it is
-            env=ground.env,
+            env={**ground.env, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"},  # which may be broken
+            cwd="/",
             capture_output=True,
             text=True,
             timeout=10,
@@ -62,7 +64,9 @@ def check_helpers(ground: Ground) -> Iterator[Check]:
     try:
         config = helper_chain.read(ground.env, ground.cwd)
     except GhappError as error:
-        yield Check("git-config", FAIL, error.message, error.hint)
+        # Our own file is written anew; any other is a person's to edit.
+        ours = f" in file {config_dir() / 'gitconfig'}" in error.message
+        yield Check("git-config", FAIL, error.message, SETUP if ours else error.hint, safe=ours)
         return
     yield Check("git-config", OK, f"{len(config.entries)} entries")
     if not ground.owners:

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ghapp.cli.checks import FAIL, NOT_REACHED, OK, SKIP, WARN, Answer, Check, Ground
+from ghapp.cli.checks import FAIL, NOT_REACHED, OK, SKIP, WARN, Answer, Check, Ground, quoted
 from ghapp.cli.daemon_client import call
 from ghapp.cli.installations import UNREACHED
 from ghapp.errors import AppRejected, GhappError
@@ -66,7 +66,7 @@ def _check_app(ground: Ground, app: App, answers: Mapping[str, Answer]) -> Itera
             yield Check(name, OK, f"GitHub accepts {answer['fingerprint']}")
         elif found is not None:
             fingerprint = reference.partition(":")[2]
-            hint = f"ghapp key remove {fingerprint}" if answer.code == AppRejected.code else answer.hint
+            hint = f"ghapp key remove {quoted(fingerprint)}" if answer.code == AppRejected.code else answer.hint
             yield Check(name, WARN, f"{answer}; another key of the app works", hint)
         else:
             yield Check(name, FAIL, str(answer), answer.hint)
