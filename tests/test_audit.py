@@ -186,7 +186,24 @@ def test_the_caller_is_the_git_command_above_our_front(names: list[str], expecte
     ],
 )
 def test_of_a_command_line_the_subcommand_alone_is_told(words: list[str], expected: str) -> None:
-    assert caller._subcommand(words) == expected
+    assert caller._subcommand(["/usr/bin/git", *words]) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["/usr/bin/python3", "/home/you/.local/bin/ghapp", "grant", "create", "acme/rocket"], "ghapp grant"),
+        (["ghapp", "setup-git"], "ghapp setup-git"),
+        (["python3", "-m", "ghapp", "lock"], "ghapp lock"),
+        (["python3", "/bin/ghapp", "--help"], "ghapp"),
+        (["/bin/ghapp"], "ghapp"),
+        (["python3", "-c", "import secret", "ghapp"], None),
+        ([""], None),
+        ([], None),
+    ],
+)
+def test_of_our_own_command_line_the_subcommand_alone_is_told(words: list[str], expected: str | None) -> None:
+    assert caller._own_command(words) == expected
 
 
 @ON_LINUX

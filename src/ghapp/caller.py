@@ -70,13 +70,19 @@ class Callers:
         line = _ancestry(pid)
         top = _git_in(line) if of_git else 0
         who = line[top] if line else Process(pid, 0, 0, "")
-        with_command = of_git and not in_sandbox and uid == os.geteuid() and _is_git(who.name)
+        # Ours, and not in a sandbox: who could end us anyway.
+        ours = uid == os.geteuid() and not in_sandbox
+        command = None
+        if ours and of_git and _is_git(who.name):
+            command = _subcommand(_words(who.pid))
+        elif ours and not of_git:
+            command = _own_command(_words(who.pid))
         return Caller(
             who.pid,
             uid,
             exe=_link(who.pid, "exe"),
             cwd=_link(who.pid, "cwd"),
-            command=_command(who.pid) if with_command else None,
+            command=command,
             chain=tuple((each.pid, _link(each.pid, "exe")) for each in line[: top + 2]),
             key=(who.pid, who.started),
         )
@@ -135,22 +141,31 @@ def _link(pid: int, name: str) -> str | None:
         return None
 
 
-def _command(pid: int) -> str:
-    """Return ``git push`` for ``git -C dir push --force``: the first word that is no option."""
+def _words(pid: int) -> list[str]:
+    """Return the command line; nothing for a process that has gone."""
     try:
         descriptor = os.open(f"/proc/{pid}/cmdline", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            words = os.read(descriptor, _MAX_COMMAND_LINE).split(b"\0")[1:]
+            return [os.fsdecode(word) for word in os.read(descriptor, _MAX_COMMAND_LINE).split(b"\0")]
         finally:
             os.close(descriptor)
     except OSError:
-        return "git"
-    return _subcommand([os.fsdecode(word) for word in words])
+        return []
+
+
+def _own_command(words: list[str]) -> str | None:
+    """Return ``ghapp grant`` where our command line runs, as a script of Python's; None for anything else."""
+    for place, word in enumerate(words[:3]):
+        if word.rpartition("/")[2] == "ghapp":
+            following = words[place + 1] if place + 1 < len(words) else ""
+            return f"ghapp {following}" if _SUBCOMMAND.fullmatch(following) else "ghapp"
+    return None
 
 
 def _subcommand(words: list[str]) -> str:
+    """Return ``git push`` for ``git -C dir push --force``: the first word that is no option."""
     skip = False
-    for word in words:
+    for word in words[1:]:
         if not skip and not word.startswith("-"):
             return f"git {word}" if _SUBCOMMAND.fullmatch(word) else "git"
         skip = not skip and word in _WITH_VALUE

@@ -72,6 +72,8 @@ def test_a_refusal_a_revocation_and_what_locks_are_lines_too(ready: Machine) -> 
     (refusal, *_) = [line for line in lines if line["action"] == "refusal"]
     assert (refusal["repository"], refusal["outcome"]) == ("acme/other", "E20")
     assert refusal["peer"]["command"] == "git ls-remote"
+    (locked,) = [line for line in lines if line["action"] == "lock"]
+    assert locked["peer"]["command"] == "ghapp lock"
     said = ready.ghapp("log", "--repo", "acme/other").stdout
     assert "not on that repository (E20)" in said
     assert "by git ls-remote (pid" in said
