@@ -217,3 +217,20 @@ def in_child(function: Callable[[], None]) -> int:
         finally:
             os._exit(status)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def state_of(path: Path) -> tuple[int, int]:
+    """Return what another file in its place, or a write to it, changes."""
+    status = path.stat()
+    return status.st_mtime_ns, status.st_ino
+
+
+def wait_for_a_change(path: Path, seen: tuple[int, int], process: "subprocess.Popen[bytes]") -> tuple[int, int]:
+    """Wait until `path` is not what was seen before `process` began, which may be so at once; return what it is."""
+    end = time.monotonic() + 4 * LIMIT  # a command line with a keyring
+    while True:
+        ended = process.poll() is not None
+        if (now := state_of(path)) != seen:
+            return now
+        assert not ended, f"it finished before it changed {path}"
+        assert time.monotonic() < end

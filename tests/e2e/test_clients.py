@@ -31,6 +31,13 @@ def need(program: str, package: str) -> None:
         pytest.skip(f"{program} is not installed; on Debian: apt install {package}")
 
 
+def runs(machine: Machine, program: str) -> bool:
+    """Tell whether a client is there and works: rustup's cargo without a toolchain does not."""
+    if shutil.which(program, path=machine.env["PATH"]) is None:
+        return False
+    return any(machine.run(program, word, check=False).returncode == 0 for word in ("--version", "version"))
+
+
 def equip(directory: Path, github: StandIn, *slugs: str) -> Machine:
     """Make a machine with these apps, and git set up."""
     directory.mkdir(mode=0o700)
@@ -407,7 +414,7 @@ def test_under_exec_they_need_no_set_up_of_git_and_the_token_is_dead_afterwards(
         "Cargo.lock": ("cargo", "fetch"),
         "super/engine/README.md": ("git", "clone", "--recurse-submodules", "https://github.com/acme/super.git"),
     }
-    here = {made: command for made, command in commands.items() if shutil.which(command[0], path=acme.env["PATH"])}
+    here = {made: command for made, command in commands.items() if runs(acme, command[0])}
     before = len(github.mints)
 
     for command in here.values():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from e2e.conftest import PERMISSIONS, Machine
+from fakes_process import state_of, wait_for_a_change
 from session_bus import PASSWORD, Session, session
 
 from ghapp import config
@@ -116,11 +117,6 @@ def rotation(machine: Machine, desktop: Session) -> Rotation:
     return Rotation(machine, desktop)
 
 
-def state_of(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_mtime_ns, status.st_ino
-
-
 @pytest.mark.timeout(1800)
 def test_an_import_killed_at_any_moment_leaves_the_old_key_or_the_new_one_working(
     rotation: Rotation, capsys: pytest.CaptureFixture[str]
@@ -163,22 +159,16 @@ def test_an_import_killed_right_after_a_step_leaves_a_key_that_works(
     (keyring,) = (rotation.desktop.home / ".local/share/keyrings").glob("*.keyring")
     places = {"keyring": keyring, "config": rotation.config_file}
     before = rotation.configured()
+    seen = {name: state_of(path) for name, path in places.items()}
     importing = rotation.import_the_other()
 
     for change in changes:
-        wait_for_a_change(places[change], importing)
+        seen[change] = wait_for_a_change(places[change], seen[change], importing)
     kill(importing)
 
     assert (rotation.check() == before) == (expected == "old")
     if changes[2:]:
         assert not any(username.endswith(before) for username in rotation.desktop.usernames())
-
-
-def wait_for_a_change(path: Path, importing: subprocess.Popen[bytes]) -> None:
-    first, end = state_of(path), time.monotonic() + DEADLINE
-    while state_of(path) == first:
-        assert time.monotonic() < end
-        assert importing.poll() is None, f"it finished before it changed {path}"
 
 
 def test_an_import_that_nobody_kills_leaves_only_the_new_key(rotation: Rotation) -> None:

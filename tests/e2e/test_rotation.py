@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from e2e.conftest import PERMISSIONS, Machine
+from fakes_process import state_of, wait_for_a_change
 from session_bus import PASSWORD, Session, session
 
 from ghapp import config
@@ -216,17 +217,6 @@ def kill(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-def wait_for_a_change(path: Path, process: "subprocess.Popen[bytes]") -> None:
-    def state() -> tuple[int, int]:
-        status = path.stat()
-        return status.st_mtime_ns, status.st_ino
-
-    first, end = state(), time.monotonic() + DEADLINE
-    while state() == first:
-        assert time.monotonic() < end
-        assert process.poll() is None, f"it finished before it changed {path}"
-
-
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("changes", "count"),
@@ -236,10 +226,11 @@ def wait_for_a_change(path: Path, process: "subprocess.Popen[bytes]") -> None:
 def test_an_addition_killed_right_after_a_step_leaves_keys_that_work(
     killed: KilledRotation, changes: list[str], count: int
 ) -> None:
+    seen = {name: state_of(path) for name, path in killed.places.items()}
     adding = killed.start(*killed.add(killed.new))
 
     for change in changes:
-        wait_for_a_change(killed.places[change], adding)
+        wait_for_a_change(killed.places[change], seen[change], adding)
     kill(adding)
 
     assert killed.check() == [name_of(killed.old), name_of(killed.new)][:count]
@@ -255,10 +246,11 @@ def test_a_removal_killed_right_after_a_step_leaves_the_other_key_working(
     killed: KilledRotation, changes: list[str]
 ) -> None:
     killed.machine.ghapp(*killed.add(killed.new))
+    seen = {name: state_of(path) for name, path in killed.places.items()}
     removing = killed.start("key", "remove", name_of(killed.old))
 
     for change in changes:
-        wait_for_a_change(killed.places[change], removing)
+        wait_for_a_change(killed.places[change], seen[change], removing)
     kill(removing)
 
     assert killed.check() == [name_of(killed.new)]
