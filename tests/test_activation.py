@@ -476,7 +476,7 @@ class States:
 
 
 def test_a_manager_hears_when_a_daemon_is_ready_reloads_and_stops(manager: Manager, tmp_path: Path) -> None:
-    with listening_for_states("@ghapp-test-" + tmp_path.name) as (told, address):
+    with listening_for_states(f"@ghapp-test-{os.getpid()}-{tmp_path.name}") as (told, address):
         daemon = manager.activate(NOTIFY_SOCKET=address)
         eventually(lambda: told() == ["READY=1"])
         daemon.send_signal(signal.SIGHUP)

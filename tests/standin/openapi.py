@@ -1,5 +1,6 @@
 """Checks requests and answers against GitHub's own OpenAPI description."""
 
+import functools
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -41,8 +42,10 @@ class Description:
         resource = DRAFT4.create_resource(document)
         self._registry: Registry[Any] = Registry().with_resource(BASE, resource)
         self._operations = list(_operations(document))
+        self._validators: dict[str, Any] = {}
 
     @classmethod
+    @functools.cache  # it is read only, and each test has a stand-in
     def load(cls, path: Path, version: str = OLDEST) -> "Description":
         """Read the description of the oldest version; `x-github-breaking-changes` give a newer one."""
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -111,11 +114,13 @@ class Description:
         return problems
 
     def _check(self, value: object, pointer: str) -> list[str]:
-        validator = OAS30Validator(
-            {"$ref": f"{BASE}#{pointer}"},
-            registry=self._registry,
-            format_checker=OAS30Validator.FORMAT_CHECKER,
-        )
+        validator = self._validators.get(pointer)
+        if validator is None:
+            validator = self._validators[pointer] = OAS30Validator(
+                {"$ref": f"{BASE}#{pointer}"},
+                registry=self._registry,
+                format_checker=OAS30Validator.FORMAT_CHECKER,
+            )
         return [f"{error.json_path}: {error.message[:300]}" for error in validator.iter_errors(value)]
 
     def _find(self, method: str, path: str) -> Operation | None:
