@@ -135,17 +135,18 @@ def set_up(machine: Machine) -> None:
     github.install(app, "acme", repositories=["rocket"])
     github.add_repository("acme/rocket", files={"README.md": "# Rocket\n"})
     names = {str(machine.home): "@HOME@", str(app.id): "@ID@", app.client_id: "@CLIENT@"}
-    if not _WRITTEN:
+    command = shutil.which("ghapp", path=machine.env["PATH"]) or ""  # git's configuration names what lies beside it
+    if command not in _WRITTEN:
         machine.add_app(app)
         machine.ghapp("setup-git")
         machine.end()
-        _WRITTEN.update(_remember(machine.home, names))
+        _WRITTEN[command] = _remember(machine.home, names)
         return
     autostart.make_runtime_dir(str(machine.sockets))
     key = machine.home / f"{app.slug}.pem"
     key.touch(mode=0o600)
     key.write_bytes(app.private_key_pem)
-    for path, (mode, text) in _WRITTEN.items():
+    for path, (mode, text) in _WRITTEN[command].items():
         written = machine.home / path
         written.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         written.touch()
@@ -155,8 +156,8 @@ def set_up(machine: Machine) -> None:
         written.write_text(text)
 
 
-_WRITTEN: dict[str, tuple[int, str]] = {}
-"""What the commands of `set_up` wrote the first time: to run them before every test would take minutes in all."""
+_WRITTEN: dict[str, dict[str, tuple[int, str]]] = {}
+"""What the commands of `set_up` wrote the first time, for each installed ghapp: they would take minutes in all."""
 
 
 def _remember(home: Path, names: dict[str, str]) -> dict[str, tuple[int, str]]:
