@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import logging
 import os
+import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NoReturn
@@ -101,6 +102,8 @@ class Outside:
 
     async def load(self) -> bool:
         """Import it all, and give the broker its apps; tell whether that went well. Who asks is told why it did not."""
+        # httpx imports its own command line as well, and click, rich and pygments with it, if it can: a third of all.
+        sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]  # None: it cannot
         try:
             modules = await asyncio.to_thread(
                 lambda: [importlib.import_module(name) for name in (*RIM, *BEHIND_THE_RIM)]
