@@ -1,6 +1,7 @@
 """Options and fixtures of all suites."""
 
 import os
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ DESCRIPTION = ROOT.parent / "shared" / "reference" / "github-apps-openapi.json"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--part", metavar="N/M", help="only the N-th of M parts of the files, for runs side by side")
+    parser.addoption("--until", type=float, metavar="TIME", help="skip what has not begun by then, in Unix time")
     parser.addoption("--slow", action="store_true", help="also run what takes minutes or hundreds of megabytes")
 
 
@@ -37,6 +39,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.e2e)
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="slow; run with --slow"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    until = item.config.getoption("--until")
+    if until is not None and time.time() > until:
+        pytest.skip("no time was left for it; sh install/test.sh --slow FILE runs it")
 
 
 @pytest.fixture(autouse=True)
