@@ -225,12 +225,18 @@ def state_of(path: Path) -> tuple[int, int]:
     return status.st_mtime_ns, status.st_ino
 
 
-def wait_for_a_change(path: Path, seen: tuple[int, int], process: "subprocess.Popen[bytes]") -> tuple[int, int]:
-    """Wait until `path` is not what was seen before `process` began, which may be so at once; return what it is."""
+def wait_for_a_change(path: Path, seen: tuple[int, int], process: "subprocess.Popen[bytes]") -> None:
+    """Wait until `path` is not what was seen, which may be so at once, or `process` has done all that it does."""
     end = time.monotonic() + 4 * LIMIT  # a command line with a keyring
-    while True:
-        ended = process.poll() is not None
-        if (now := state_of(path)) != seen:
-            return now
-        assert not ended, f"it finished before it changed {path}"
+    while state_of(path) == seen:
+        if process.poll() is not None:
+            assert process.returncode == 0
+            return
         assert time.monotonic() < end
+
+
+def kill(process: "subprocess.Popen[bytes]") -> None:
+    """End the whole process group as a crash would; it may have ended by itself just now."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

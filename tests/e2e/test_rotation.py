@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import threading
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from e2e.conftest import PERMISSIONS, Machine
-from fakes_process import state_of, wait_for_a_change
+from fakes_process import kill, state_of, wait_for_a_change
 from session_bus import PASSWORD, Session, session
 
 from ghapp import config
@@ -209,12 +208,6 @@ class KilledRotation(Rotation):
 @pytest.fixture
 def killed(machine: Machine, desktop: Session) -> KilledRotation:
     return KilledRotation(machine, desktop)
-
-
-def kill(process: "subprocess.Popen[bytes]") -> None:
-    """End the whole process group as a crash would."""
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 @pytest.mark.timeout(120)
