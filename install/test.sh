@@ -75,25 +75,6 @@ command -v git >/dev/null || fail "git is not on PATH" "install it: apt install 
 find_python
 theirs=${TMPDIR-}
 private_tmp
-make_venv .venv install/constraints-dev.txt
-bin=$checkout/.venv/bin
-
-# The wheels that the install tests install from, without a network.
-download_wheels() {
-    wheels=.cache/wheels
-    pins=$("$bin/python" -I -c 'import hashlib, sys
-print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())' install/constraints.txt)
-    [ "$(cat $wheels/made-of 2>/dev/null)" != "$pins" ] || return 0
-    say "downloading the wheels that the install tests use"
-    rm -rf $wheels
-    if "$bin/python" -I -m pip download --quiet --require-hashes -r install/constraints.txt -d $wheels; then
-        printf '%s\n' "$pins" >$wheels/made-of
-    else
-        say "warning: no wheels; the install tests will be skipped"
-    fi
-}
-
-tested=$(supported_version "$bin/python")
 # An environment for every other Python that is here: on PATH, or where pyenv keeps them. Their versions go to FILE.
 make_other_venvs() {
     others=
@@ -112,6 +93,34 @@ make_other_venvs() {
     done
 }
 
+others=$ours/others
+: >"$others"
+# While .venv is made, and later while mypy has but one core, the other gets ready what later stages need.
+beside=''
+if [ $# = 0 ]; then
+    tested=$(supported_version .venv/bin/python || supported_version "$python")
+    make_other_venvs "$others" >"$ours/others.out" 2>&1 </dev/null &
+    beside=$!
+fi
+make_venv .venv install/constraints-dev.txt
+tested=$(supported_version .venv/bin/python)
+bin=$checkout/.venv/bin
+
+# The wheels that the install tests install from, without a network.
+download_wheels() {
+    wheels=.cache/wheels
+    pins=$("$bin/python" -I -c 'import hashlib, sys
+print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())' install/constraints.txt)
+    [ "$(cat $wheels/made-of 2>/dev/null)" != "$pins" ] || return 0
+    say "downloading the wheels that the install tests use"
+    rm -rf $wheels
+    if "$bin/python" -I -m pip download --quiet --require-hashes -r install/constraints.txt -d $wheels; then
+        printf '%s\n' "$pins" >$wheels/made-of
+    else
+        say "warning: no wheels; the install tests will be skipped"
+    fi
+}
+
 # What ran before shall be of use to what runs next: without their compiled files a process of ours takes twice as long.
 unset PYTHONDONTWRITEBYTECODE
 # Not for the tests: they bind sockets there, whose paths are better short.
@@ -122,7 +131,7 @@ if [ $# -gt 0 ]; then
 fi
 
 # The child gets our signals too: an interrupted pytest ends its daemons.
-child='' beside=''
+child=''
 trap '[ -z "$child$beside" ] || { kill -INT $child; kill $beside; wait $child $beside; } 2>/dev/null; rm -rf "$ours"' EXIT
 
 results=$ours/results reports=$ours/reports
@@ -159,16 +168,12 @@ stage() {
     printf '%-28s %-12s %4s s of %4s s\n' "$name" "$verdict" "$used" "$budget" >>"$results"
 }
 
-# While the first stage needs one core for mypy, the other gets ready what later ones need.
-others=$ours/others
-: >"$others"
 (
     TMPDIR=$ours
     export TMPDIR
     download_wheels
-    make_other_venvs "$others"
-) >"$reports/beside.out" 2>&1 </dev/null &
-beside=$!
+) >"$ours/wheels.out" 2>&1 </dev/null &
+beside="$beside $!"
 # Each linter runs, also when one before it complained; mypy beside the others, for it takes longer than they all.
 # shellcheck disable=SC2016  # for the inner shell
 stage 'lint and types' "$LINT" sh -c 'status=0
@@ -181,9 +186,10 @@ wait "$!" || status=1
 echo "$ mypy"
 cat "$1/mypy.out"
 exit $status' "$bin" "$reports"
-wait "$beside" || say "warning: what later stages need is not whole"
+# shellcheck disable=SC2086  # two numbers
+wait $beside || say "warning: what later stages need is not whole"
 beside=''
-cat "$reports/beside.out"
+cat "$ours/others.out" "$ours/wheels.out"
 others=$(cat "$others")
 # More workers than cores: many a test waits for a moment.
 stage 'unit tests' "$UNIT" "$bin/python" -m pytest -q -rs -n 3 \
