@@ -98,7 +98,7 @@ def test_git_lfs_pushes_and_another_machine_clones_and_pulls(acme: Machine, tmp_
     need("git-lfs", "git-lfs")
     github = acme.github
     github.add_repository("acme/rocket")
-    first, second = acme.work / "rocket", tmp_path / "second/work/rocket"
+    first, second = acme.work / "rocket", tmp_path / "second" / "work" / "rocket"
     contents = [os.urandom(100_000), os.urandom(100_000)]
     acme.git("lfs", "install")
     acme.git("clone", "https://github.com/acme/rocket.git")

@@ -241,13 +241,13 @@ def contained(
     """Run `command` where `source` is mounted at `target`, read-only, and of the machine's only where it works."""
     assert Path(source).is_dir()
     script = """
-        mount -t tmpfs -o mode=755 tmpfs /run && mkdir -p /run/work "$TARGET" && mount --bind "$WORK" /run/work &&
+        mount -t tmpfs -o mode=755 tmpfs /run && mkdir -p /run/project "$TARGET" && mount --bind "$WORK" /run/project &&
             mount --bind "$SOURCE" "$TARGET" && mount -o remount,bind,ro "$TARGET" || exit $CANNOT_MOUNT
         cp "$CA" /run/ca.pem && chmod 644 /run/ca.pem
-        cd /run/work && mount -t tmpfs tmpfs "$HIDDEN" || exit $CANNOT_MOUNT
+        cd /run/project && mount -t tmpfs tmpfs "$HIDDEN" || exit $CANNOT_MOUNT
         exec "$@"
     """
-    given = {"PATH": "/usr/bin:/bin", "HOME": "/run/work", "GIT_TERMINAL_PROMPT": "0", "GIT_SSL_CAINFO": "/run/ca.pem"}
+    given = {"PATH": "/usr/bin:/bin", "HOME": "/run/project", "GIT_TERMINAL_PROMPT": "0", "GIT_SSL_CAINFO": "/run/ca.pem"}
     given |= {"HTTPS_PROXY": machine.env["HTTPS_PROXY"], **environment}
     become = ("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups") if uid is not None else ()
     done = machine.run(
@@ -405,7 +405,7 @@ def test_a_runner_of_another_user_reads_what_was_lent_and_nothing_else(able: Mac
 def test_what_git_says_is_what_the_guide_explains(able: Machine) -> None:
     rows = re.findall(r"^\| `(.+?)`.*? \| .+ \| .* \|$", sections()["When it does not work"], re.MULTILINE)
     source = str(Path(able.ghapp("grant", "create", "acme/rocket", "--name", "rocket").stdout).parent)
-    settings = {"GIT_CONFIG_GLOBAL": "/run/work/gitconfig"}
+    settings = {"GIT_CONFIG_GLOBAL": "/run/project/gitconfig"}
     (able.work / "gitconfig").write_text(able.ghapp("grant", "run-args", "rocket", "gitconfig").stdout)
     able.work.chmod(0o755)
     said: list[str] = []
