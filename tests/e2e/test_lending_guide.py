@@ -247,7 +247,8 @@ def contained(
         cd /run/project && mount -t tmpfs tmpfs "$HIDDEN" || exit $CANNOT_MOUNT
         exec "$@"
     """
-    given = {"PATH": "/usr/bin:/bin", "HOME": "/run/project", "GIT_TERMINAL_PROMPT": "0", "GIT_SSL_CAINFO": "/run/ca.pem"}
+    given = {"PATH": "/usr/bin:/bin", "HOME": "/run/project", "GIT_TERMINAL_PROMPT": "0"}
+    given["GIT_SSL_CAINFO"] = "/run/ca.pem"
     given |= {"HTTPS_PROXY": machine.env["HTTPS_PROXY"], **environment}
     become = ("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups") if uid is not None else ()
     done = machine.run(
