@@ -149,8 +149,7 @@ async def test_work_goes_on_when_the_only_caller_is_gone(broker: Broker, issuer:
     await asyncio.gather(caller, return_exceptions=True)
 
     issuer.hold.set()
-    for _ in range(10):
-        await asyncio.sleep(0)
+    await settled(broker)
 
     assert issuer.errors["find_by_repository"] == []  # and no "exception was never retrieved"
 
@@ -486,7 +485,7 @@ async def test_a_living_lease_is_served_when_the_route_is_old_and_github_is_away
     await settled(broker)
     assert issuer.count("find_by_repository") == 2
 
-    clock.advance(60)
+    clock.advance(10)
     assert (await filled(broker)).token == first.token
     await settled(broker)
     assert issuer.count("find_by_repository") == 3
@@ -551,6 +550,24 @@ async def test_by_an_old_route_a_lease_near_its_end_is_served_only_after_a_look_
     clock.advance(60)
     assert (await filled(broker)).token != first.token
     assert (issuer.count("find_by_repository"), broker.mints) == (3, 3)
+
+
+async def test_a_lease_near_its_end_goes_soon_after_the_look_ups_of_its_old_route_no_longer_fail(
+    broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
+) -> None:
+    await filled(broker, ask("two"))
+    clock.advance(400)
+    first = await filled(broker)
+    clock.advance(3600 - 200)  # 200 s are left, and the route is older than an hour
+    issuer.errors["find_by_repository"] = [NetworkFailed("no route")]
+    assert (await filled(broker)).token == first.token
+
+    clock.advance(10)
+    assert (await filled(broker)).token == first.token  # without waiting
+    await settled(broker)
+    assert (issuer.count("find_by_repository"), broker.mints) == (3, 2)
+
+    assert (await filled(broker)).token != first.token
 
 
 async def test_a_lease_that_git_saw_rejected_is_not_served_by_an_old_route(

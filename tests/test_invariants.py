@@ -188,6 +188,8 @@ class GitHub:
     mints: dict[Scope, deque[float]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=6)))
     failed_at: dict[Scope, float] = field(default_factory=dict)
     """Where the last mint failed."""
+    unasked_at: dict[str, float] = field(default_factory=dict)
+    """By owner: when the last look-up failed."""
 
     def troubled(self, kind: str, app: int, since: float) -> bool:
         """Tell whether `kind` may still be told to who asked `since` then."""
@@ -224,6 +226,7 @@ class GitHub:
             or any(self.troubled(kind, app, since) for kind in TROUBLES)
             or (len(times) == 6 and times[0] > since - 60 - HANG)
             or self.failed_at.get(scope, NEVER) > since - 60 - HANG
+            or self.unasked_at.get(account.name, NEVER) > since - 60 - HANG
         )
 
 
@@ -271,14 +274,23 @@ class Issuer:
                 return None
             return Place(installation, repo.name if repo.name == repository.name else repo.id)
 
-        return await self._call("find_by_repository", act)
+        return await self._look_up(repository.owner, "find_by_repository", act)
 
     async def find_by_owner(self, owner: str) -> Installation | None:
         def act() -> Installation | None:
             account = self._account(owner)
             return account.installation() if account else None
 
-        return await self._call("find_by_owner", act)
+        return await self._look_up(owner, "find_by_owner", act)
+
+    async def _look_up(self, owner: str, method: str, act: Callable[[], Answer]) -> Answer:
+        try:
+            answer = await self._call(method, act)
+        except (GhappError, asyncio.CancelledError):  # time may be out
+            self.github.unasked_at[owner] = self.github.world.boot()
+            raise
+        self.github.unasked_at.pop(owner, None)
+        return answer
 
     async def list_installations(self) -> list[Installation]:
         raise NotImplementedError

@@ -138,15 +138,15 @@ def test_what_was_last_known_is_known_to_be_old(place: Place | None, old: Place 
 @pytest.mark.parametrize("place", [Place(HERE, "one"), Place(HERE, 900)])
 def test_a_failed_look_up_is_remembered_for_a_minute_or_until_one_succeeds(place: Place) -> None:
     known = routes()
-    assert not known.failed_lately(APP, "acme", 9_000)
+    assert not known.failed_within(60, APP, "acme", 9_000)
 
     known.learn_failure(APP, "ACME", 9_000)
 
-    assert known.failed_lately(APP, "Acme", 9_059)
-    assert not known.failed_lately(APP, "acme", 9_060)
-    assert not known.failed_lately(make_app("other"), "acme", 9_000)
+    assert known.failed_within(60, APP, "Acme", 9_059)
+    assert not known.failed_within(60, APP, "acme", 9_060)
+    assert not known.failed_within(60, make_app("other"), "acme", 9_000)
     known.learn(APP, ONE, place, 9_010)
-    assert not known.failed_lately(APP, "acme", 9_010)
+    assert not known.failed_within(60, APP, "acme", 9_010)
 
 
 def test_the_list_of_installations_is_believed_for_a_minute() -> None:

@@ -50,7 +50,7 @@ from ghapp.installation import (
 )
 from ghapp.lease import HAND_OUT, LAST_RESORT, MAX_LIFE, RECENTLY, RENEW_AHEAD, Lease, LeaseBook
 from ghapp.restraint import OF_THE_APP, Flights, Restraint, within
-from ghapp.routing import App, Place, Routes, Unreachable
+from ghapp.routing import ASK_AGAIN, LATELY, App, Place, Routes, Unreachable
 
 
 BUDGET = 25.0  # seconds for one get; our client gives up at 30, git's own never does
@@ -735,7 +735,7 @@ class Broker:
                 return []
             places.append(replace(place, old=True))
         for repository in expired:
-            if not self._routes.failed_lately(app, repository.owner, now):
+            if not self._routes.failed_within(ASK_AGAIN, app, repository.owner, now):
                 self._begin_look_up(issuer, repository)
         return places if expired else []
 
@@ -844,8 +844,8 @@ class Broker:
         return fresh
 
     def _is_last_resort(self, order: "Order") -> bool:
-        now = self._clock.boot()
-        return self._routes.failed_lately(order.issuer.app, order.asked_of, now) or self._restraint.last_mint_failed(
+        app, now = order.issuer.app, self._clock.boot()
+        return self._routes.failed_within(LATELY, app, order.asked_of, now) or self._restraint.last_mint_failed(
             order.scope, now
         )
 

@@ -16,7 +16,8 @@ from ghapp.installation import Installation, Permissions
 PRESENT_AGE = 60 * 60.0
 ABSENT_AGE = 60.0  # every git command on a foreign repository would otherwise cost a call
 UNSELECTED_AGE = 30.0
-ASK_AGAIN = 60.0  # after a look-up that failed, where leases are handed out by what was known before
+ASK_AGAIN = 10.0  # after a look-up that failed, where leases are handed out by what was known before
+LATELY = 60.0  # for so long after it, also those that are near their end
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 MAX_NEGATIVE = 10_000  # entries; names come from URLs that strangers write
@@ -116,9 +117,9 @@ class Routes:
         _make_room(self._failures, MAX_NEGATIVE)
         self._failures[key] = now
 
-    def failed_lately(self, app: App, owner: str, now: float) -> bool:
-        """Tell whether GitHub could not be asked about `owner` a moment ago."""
-        return now - self._failures.get((app.name, owner.lower()), float("-inf")) < ASK_AGAIN
+    def failed_within(self, seconds: float, app: App, owner: str, now: float) -> bool:
+        """Tell whether GitHub could not be asked about `owner` so lately, and has not been since."""
+        return now - self._failures.get((app.name, owner.lower()), float("-inf")) < seconds
 
     def learn(self, app: App, repository: Repository, place: Place, now: float) -> None:
         """Remember what GitHub said of `repository`."""
