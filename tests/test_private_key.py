@@ -2,6 +2,8 @@
 
 import base64
 import hashlib
+import re
+from math import gcd
 from pathlib import Path
 
 import pytest
@@ -77,7 +79,8 @@ def with_something_in_front(key: rsa.RSAPrivateKey) -> bytes:
 )
 def test_every_form_of_the_key_is_read(key: rsa.RSAPrivateKey, form: object) -> None:
     assert callable(form)
-    assert load_key(form(key), source="x").private_numbers() == key.private_numbers()
+    for known in (False, True):
+        assert load_key(form(key), source="x", known=known).private_numbers() == key.private_numbers()
 
 
 def test_the_fingerprint_is_the_one_that_github_shows(key: rsa.RSAPrivateKey) -> None:
@@ -120,6 +123,8 @@ def test_anything_else_is_named_and_not_repeated(key: rsa.RSAPrivateKey) -> None
     for what, data in strangers(key).items():
         with pytest.raises(KeyUnavailable) as caught:
             load_key(data, source="/some/key.pem")
+        with pytest.raises(KeyUnavailable, match=re.escape(caught.value.message)):
+            load_key(data, source="/some/key.pem", known=True)
 
         error = caught.value
         assert error.message == f"/some/key.pem holds {what.strip()}, not an app's private key"
@@ -131,6 +136,39 @@ def test_anything_else_is_named_and_not_repeated(key: rsa.RSAPrivateKey) -> None
 def test_the_source_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(KeyUnavailable, match=str(tmp_path)):
         load_key(b"", source=str(tmp_path))
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_key_with_one_wrong_bit_is_refused_wherever_that_is(key: rsa.RSAPrivateKey, *, known: bool) -> None:
+    der = key.private_bytes(Encoding.DER, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+
+    for place in range(0, len(der), 13):
+        damaged = bytearray(der)
+        damaged[place] ^= 1 << place % 8
+        with pytest.raises(KeyUnavailable):
+            load_key(as_pem(damaged), source="x", known=known)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_key_whose_numbers_belong_together_but_are_no_primes_is_refused(
+    key: rsa.RSAPrivateKey, *, known: bool
+) -> None:
+    q = key.private_numbers().q
+    p = next(p for p in range(q + 2, 2 * q, 2) if p % 3 == 0 and gcd(p - 1, 65537) == 1)
+    d = pow(65537, -1, (p - 1) * (q - 1))
+    public = rsa.RSAPublicNumbers(65537, p * q)
+    numbers = rsa.RSAPrivateNumbers(p, q, d, d % (p - 1), d % (q - 1), pow(q, -1, p), public)
+    whole = pem(numbers.private_key(unsafe_skip_rsa_key_validation=True))
+
+    with pytest.raises(KeyUnavailable, match="x holds a damaged key"):
+        load_key(whole, source="x", known=known)
+    with pytest.raises(KeyUnavailable, match="damaged"):
+        decode_key(encode_key(numbers.private_key(unsafe_skip_rsa_key_validation=True)))
+
+
+def as_pem(der: bytearray) -> bytes:
+    lines = base64.encodebytes(der)
+    return b"-----BEGIN RSA PRIVATE KEY-----\n" + lines + b"-----END RSA PRIVATE KEY-----\n"
 
 
 # -- the one line that keyrings keep ------------------------------------------------------------------------------

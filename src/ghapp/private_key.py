@@ -4,7 +4,8 @@ import base64
 import binascii
 import hashlib
 
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.asymmetric.rsa import (
     RSAPrivateKey,
     RSAPrivateNumbers,
@@ -13,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import (
     rsa_crt_dmq1,
     rsa_crt_iqmp,
 )
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -36,11 +38,12 @@ _HINT = (
 )
 
 
-def load_key(pem: bytes, *, source: str) -> RSAPrivateKey:
+def load_key(pem: bytes, *, source: str, known: bool = False) -> RSAPrivateKey:
     r"""Parse a PKCS#1 or PKCS#8 PEM, also one squeezed into a line with ``\n`` written out.
 
-    `source` names it in messages. Raises `KeyUnavailable`, which says what it is instead of a key for an app; its
-    text never contains a part of `pem`.
+    `source` names it in messages. `known` spares the 40 ms in which OpenSSL proves that p and q are primes, for a key
+    that is in use: that its numbers belong together and that it signs well is looked at all the same. Raises
+    `KeyUnavailable`, which says what it is instead of a key for an app; its text never contains a part of `pem`.
     """
     if b"\\n" in pem and b"\n" not in pem.strip():
         pem = pem.replace(b"\\r", b"").replace(b"\\n", b"\n")
@@ -48,7 +51,7 @@ def load_key(pem: bytes, *, source: str) -> RSAPrivateKey:
     if wrong:
         raise KeyUnavailable(f"{source} holds {wrong}, not an app's private key", hint=_HINT)
     try:
-        key = load_pem_private_key(pem, password=None)
+        key = load_pem_private_key(pem, password=None, unsafe_skip_rsa_key_validation=known)
     except TypeError:
         wrong = "an encrypted key"
     except (ValueError, UnsupportedAlgorithm):
@@ -56,7 +59,9 @@ def load_key(pem: bytes, *, source: str) -> RSAPrivateKey:
     else:
         wrong = _what_is_wrong(key)
         if isinstance(key, RSAPrivateKey) and not wrong:
-            return key
+            if not known or (_belong_together(key.private_numbers()) and _signs_well(key)):
+                return key
+            wrong = "a damaged key"
     # Outside of the except block: the library's exception could carry bytes of the key.
     raise KeyUnavailable(f"{source} holds {wrong}, not an app's private key", hint=_HINT)
 
@@ -89,6 +94,31 @@ def _what_is_wrong(key: object) -> str:
     return ""
 
 
+def _belong_together(numbers: RSAPrivateNumbers) -> bool:
+    """Tell whether these are a key's, if p and q are primes; OpenSSL may hang or crash over some that are not."""
+    p, q, d = numbers.p, numbers.q, numbers.d
+    return (
+        min(p, q) > 1
+        and p & q & 1 == 1
+        and p * q == numbers.public_numbers.n
+        and d * numbers.public_numbers.e % (p - 1) == 1
+        and d * numbers.public_numbers.e % (q - 1) == 1
+        and (numbers.dmp1, numbers.dmq1) == (d % (p - 1), d % (q - 1))
+        and 0 < numbers.iqmp < p
+        and numbers.iqmp * q % p == 1
+    )
+
+
+def _signs_well(key: RSAPrivateKey) -> bool:
+    """Tell whether `key` fits its public half, which it does not if p or q is no prime."""
+    message = b"ghapp"
+    try:
+        key.public_key().verify(key.sign(message, PKCS1v15(), SHA256()), message, PKCS1v15(), SHA256())
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
 def fingerprint(key: RSAPrivateKey) -> str:
     """Return ``SHA256:…`` as the app's page on GitHub shows it: of the DER SubjectPublicKeyInfo, with padding."""
     der = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
@@ -96,15 +126,20 @@ def fingerprint(key: RSAPrivateKey) -> str:
 
 
 def load_der(der: memoryview, *, source: str) -> RSAPrivateKey:
-    """Parse what `decode_key` returned; keeps nothing of `der`. Raises `KeyUnavailable`, as `load_key`."""
+    """Parse what `decode_key` returned, whose numbers belong together; keeps nothing of `der`.
+
+    Raises `KeyUnavailable`, as `load_key`.
+    """
     try:
-        key = load_der_private_key(der, password=None)
+        key = load_der_private_key(der, password=None, unsafe_skip_rsa_key_validation=True)
     except (TypeError, ValueError, UnsupportedAlgorithm):
         wrong = "a damaged key"
     else:
         wrong = _what_is_wrong(key)
         if isinstance(key, RSAPrivateKey) and not wrong:
-            return key
+            if _signs_well(key):
+                return key
+            wrong = "a damaged key"
     raise KeyUnavailable(f"{source} holds {wrong}, not an app's private key", hint=_HINT)
 
 
@@ -133,6 +168,8 @@ def decode_key(value: bytes) -> bytes:
 
 
 def _rebuild(p: int, q: int) -> bytes:
+    if min(p, q) <= 1 or p & q & 1 == 0:
+        raise ValueError
     d = pow(PUBLIC_EXPONENT, -1, (p - 1) * (q - 1))
     numbers = RSAPrivateNumbers(
         p=p,
@@ -143,4 +180,7 @@ def _rebuild(p: int, q: int) -> bytes:
         iqmp=rsa_crt_iqmp(p, q),
         public_numbers=RSAPublicNumbers(PUBLIC_EXPONENT, p * q),
     )
-    return numbers.private_key().private_bytes(Encoding.DER, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+    key = numbers.private_key(unsafe_skip_rsa_key_validation=True)  # as in `load_key`, of one that was proven to get in
+    if not _signs_well(key):
+        raise ValueError
+    return key.private_bytes(Encoding.DER, PrivateFormat.TraditionalOpenSSL, NoEncryption())

@@ -469,7 +469,7 @@ def _fingerprint(reference: str) -> str:
     if kind == "keyring":
         return rest
     try:
-        return fingerprint_of(load_key(read_key_file(rest), source=rest))
+        return fingerprint_of(load_key(read_key_file(rest), source=rest, known=True))
     except KeyUnavailable:
         return ""
 

@@ -13,7 +13,7 @@ class FileSigner(LocalSigner):
     """Signs with the key in a file, which is judged each time it is read."""
 
     def __init__(self, path: str, app: str = "NAME") -> None:
-        super().__init__(lambda: load_key(read_key_file(path, app), source=path), path)
+        super().__init__(lambda: load_key(read_key_file(path, app), source=path, known=True), path)
 
 
 def read_key_file(path: str, app: str = "NAME") -> bytes:
