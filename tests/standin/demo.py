@@ -285,9 +285,10 @@ def temporary_directory(parent: Path) -> Iterator[Path]:
     try:
         yield directory
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
-        if directory.exists():  # something was still writing
-            time.sleep(0.2)
+        end = time.monotonic() + GRACE
+        while directory.exists() and time.monotonic() < end:  # something may still be writing
+            shutil.rmtree(directory, ignore_errors=True)
+        if directory.exists():
             shutil.rmtree(directory)
 
 
