@@ -1,7 +1,6 @@
 """The command line: ``ghapp``. Commands are imported when they are called, and only then."""
 
 import contextlib
-import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -36,24 +35,9 @@ _COMMANDS = {
 }
 
 
-class LazyGroup(Group):
-    """A group that knows its commands by name and imports the one that is called: --help of one costs one."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature
-        """Return the names, sorted."""
-        return sorted(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # as above
-        """Return the command of that name."""
-        if cmd_name not in _COMMANDS:
-            return None
-        module, _, name = _COMMANDS[cmd_name].partition(":")
-        command: click.Command = getattr(importlib.import_module(module), name)
-        return command
-
-
 @click.group(
-    cls=LazyGroup,
+    cls=Group,
+    lazy=_COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
     epilog="\b\nBegin with:\n  ghapp setup",
 )

@@ -9,7 +9,6 @@ import click
 from click.shell_completion import CompletionItem
 
 from ghapp import config
-from ghapp.cli import app_create
 from ghapp.cli.daemon_client import call, call_if_running
 from ghapp.cli.host import check_host
 from ghapp.cli.key_import import (
@@ -46,7 +45,7 @@ class AppId(click.IntRange):
             self.fail(f"{value!r} is not the number that the app's page shows as App ID", param, ctx)
 
 
-@click.group(cls=Group)
+@click.group(cls=Group, lazy={"create": "ghapp.cli.app_create:create"})  # which brings much along
 def app() -> None:
     """Create, register, list, show and remove apps.
 
@@ -379,6 +378,3 @@ def _entries(entry: App) -> dict[str, object]:
         "scope": "installation" if entry.whole_installation else "repository",
         "permissions": dict(entry.permissions) if entry.permissions else None,
     }
-
-
-app.add_command(app_create.create)

@@ -7,7 +7,6 @@ import signal
 import click
 
 from ghapp import activation, autostart, config, paths, process, service
-from ghapp import daemon as ghapp_daemon
 from ghapp.cli.daemon_client import ask, call, call_if_running, started_error
 from ghapp.cli.output import Group, counted, hint, json_option, print_json, say, warn
 from ghapp.cli.status import status
@@ -36,6 +35,8 @@ def run() -> None:
     Example:
       ghapp daemon run
     """
+    from ghapp import daemon as ghapp_daemon  # noqa: PLC0415  # with all that a daemon needs, and no other command
+
     directory = paths.runtime_dir()
     # With systemd's sockets it would be us who has to answer.
     if not activation.is_activated(os.environ) and process.complete(directory):

@@ -1,6 +1,7 @@
 """How commands speak: results on stdout, everything else on stderr with a prefix; colour and width by rich."""
 
 import difflib
+import importlib
 import json
 import os
 import shlex
@@ -29,7 +30,26 @@ _WIDEST = 10_000
 
 
 class Group(click.Group):
-    """A group that prints its help when it is called alone, and knows what was nearly typed; in every click."""
+    """A group that prints its help when it is called alone, and knows what was nearly typed; in every click.
+
+    `lazy` has commands by name, as ``package.module:attribute``: only the one that is called is imported.
+    """
+
+    def __init__(self, *args: Any, lazy: Mapping[str, str] | None = None, **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self._lazy = lazy or {}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names, sorted."""
+        return sorted({*super().list_commands(ctx), *self._lazy})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the command of that name."""
+        if cmd_name not in self._lazy:
+            return super().get_command(ctx, cmd_name)
+        module, _, name = self._lazy[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse, unless there is nothing to parse: wrong usage, and the help is all there is to say."""
