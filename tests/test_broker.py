@@ -798,6 +798,20 @@ async def test_the_first_apps_own_trouble_is_told_when_no_other_can(
     assert isinstance(await refused(broker), AppRejected)
 
 
+async def test_the_first_apps_trouble_is_not_remembered_for_longer_than_the_seconds_limit_lasts(
+    clock: FakeClock, issuer: ScriptedIssuer, second: ScriptedIssuer
+) -> None:
+    issuer.errors["find_by_repository"] = [KeyUnavailable("the key is locked")] * 2
+    second.errors["find_by_repository"] = [RateLimited("wait", wait=1)]
+    broker = serve(clock, issuer, second)
+
+    assert isinstance(await refused(broker), RateLimited)
+    clock.advance(1)
+    await filled(broker)
+
+    assert [lease.app for lease, _ in broker.leases()] == ["second-bot"]
+
+
 async def test_an_outage_is_not_tried_again_with_every_app(
     clock: FakeClock, issuer: ScriptedIssuer, second: ScriptedIssuer
 ) -> None:

@@ -756,11 +756,8 @@ class Machine(RuleBasedStateMachine):
         except NotInstalled:
             self._judge_none(owner, began)
             return
-        except PermissionMissing:
-            assert not self.github.accounts[owner].workflows
-            return
         except GhappError as error:
-            self._judge_refusal(error, owner, names, began)
+            self._judge_refusal(error, owner, names, began, permissions)
             return
         token = self.github.tokens[lease.token]
         wanted = GRANTED if permissions is None else permissions
@@ -787,7 +784,9 @@ class Machine(RuleBasedStateMachine):
         account = self.github.accounts.get(owner)
         assert account is None or account.number is None or account.installed_since + 61 > began
 
-    def _judge_refusal(self, error: GhappError, owner: str, names: Sequence[str], began: float) -> None:
+    def _judge_refusal(
+        self, error: GhappError, owner: str, names: Sequence[str], began: float, wanted: Permissions | None = None
+    ) -> None:
         """Judge why there is no token: the reason exists, or did so lately."""
         account, github = self.github.accounts.get(owner), self.github
         reasons: list[type[GhappError]] = []
@@ -799,6 +798,8 @@ class Machine(RuleBasedStateMachine):
             reasons.append(Suspended)
         if account is not None and github.often_minted(account, began):
             reasons += [Failed, Declined]
+        if account is not None and exceeds(wanted or (), account.granted):
+            reasons.append(PermissionMissing)
         if github.lid_opened_at + 3 + sum(PROBE_PAUSES) + 1 > began:
             reasons.append(BadAnswer)
         own = [kind for kind in TROUBLES if owner in OWNERS and github.troubled(kind, OWNERS[owner], began)]

@@ -681,8 +681,11 @@ class Broker:
                 continue
             if found is not None:
                 return found
-        if refusals:
-            raise next((error for error in refusals if isinstance(error, Failed)), refusals[0])
+        # What is known of an app is over when that app is free. To remember another's for the request could outlast it.
+        for kinds in (OF_THE_APP, Failed, GhappError):
+            for error in refusals:
+                if isinstance(error, kinds):
+                    raise error
         return None
 
     async def _at_places(
