@@ -18,6 +18,10 @@ ALL=840    # everything together, setup included; what has not begun by then is 
 LAST=50    # for what has begun by then
 COVERAGE=95 # percent of lines and branches, by the unit tests alone
 
+# What of the unit tests a Python runs that is neither the first nor the newest: what leans most on the interpreter.
+BETWEEN='activation audit autostart broker client control daemon grant invariants keystore lease lending listener
+loopback process server watchdog wire'
+
 PACKAGES='bash bubblewrap busybox chromium dash dbus debootstrap gh git git-lfs gnome-keyring golang-go groff-base man-db
 openssh-client openssh-server pipx procps python3-venv shellcheck strace systemd'
 # Where they are not, from wherever: Debian's are large.
@@ -209,23 +213,34 @@ if [ -n "$slow" ]; then
 fi
 
 # Side by side, in processes of their own: from 3.12 on a process with threads, such as a worker, must not fork.
+# shellcheck disable=SC2086  # a word each
+newest=$(printf '%s\n' $tested $others | sort -t . -k 2n | tail -n 1)
+between=$(for name in $BETWEEN; do echo "tests/test_$name.py"; done)
 time_left
 # shellcheck disable=SC2016,SC2086  # for the inner shell; a word each
-[ -z "$others" ] || stage "unit tests, Python$others" "$left" sh -c 'pids= status=0
+[ -z "$others" ] || stage "unit tests, Python$others" "$left" sh -c '
+reports=$0 until=$1 newest=$2 between=$3 pids= status=0
+shift 3
 # Who is started with & ignores the interrupt that ends a stage.
 trap "kill \$pids 2>/dev/null; exit 130" INT TERM
-until=$1
-shift
+run() {
+    python=.cache/venv-$1/bin/python report=$reports/$1.$2
+    shift 2
+    $python -m pytest -q -rs --junit-xml "$report.xml" --until "$until" "$@" >"$report.out" 2>&1 &
+    pids="$pids $!"
+}
 for version; do
+    if [ "$version" != "$newest" ]; then
+        run "$version" 1 $between
+        continue
+    fi
     for part in 1 2; do
-        ".cache/venv-$version/bin/python" -m pytest -q -rs --junit-xml "$0/$version.$part.xml" --part "$part/2" --until "$until" \
-            --ignore tests/e2e --ignore tests/bench --ignore-glob "tests/test_standin*" --ignore tests/test_scripts.py \
-            tests >"$0/$version.$part.out" 2>&1 &
-        pids="$pids $!"
+        run "$version" $part --part $part/2 --ignore tests/e2e --ignore tests/bench --ignore-glob "tests/test_standin*" \
+            --ignore tests/test_scripts.py tests
     done
 done
 for pid in $pids; do wait "$pid" || status=1; done
-exit $status' "$reports" $((began + ALL)) $others
+exit $status' "$reports" $((began + ALL)) "$newest" "$between" $others
 for version in $others; do
     printf 'Python %s:\n' "$version"
     cat "$reports/$version".*.out
