@@ -1,6 +1,7 @@
 """What git runs on a miss: whole answers only, and reasons on stderr."""
 
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -251,11 +252,14 @@ def test_a_path_longer_than_the_kernels_field_is_reached(tmp_path: Path, monkeyp
 def test_a_directory_that_is_not_safe_is_explained(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setenv("GHAPP_RUNTIME_DIR", str(tmp_path / "it's mine"))
     Path(paths.runtime_dir()).mkdir()
     Path(paths.runtime_dir()).chmod(0o755)
     out, err = run(capfd)
     assert out == "quit=1\n"
     assert "is open to others (E43)\nghapp: hint: chmod 700" in err
+    hint = err.splitlines()[-1].removeprefix("ghapp: hint: ")
+    assert shlex.split(hint) == ["chmod", "700", paths.runtime_dir()]
 
     strange = tmp_path / "\udcff\x1b"
     strange.touch()

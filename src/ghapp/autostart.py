@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import os
 import re
+import shlex
 import stat
 import subprocess
 import sys
@@ -228,7 +229,7 @@ def make_runtime_dir(directory: str) -> None:
     if status.st_uid != os.geteuid():
         raise OSError(f"{directory} is not owned by you (E43)\nset GHAPP_RUNTIME_DIR to a directory of your own")
     if status.st_mode & 0o077:
-        raise OSError(f"{directory} is open to others (E43)\nchmod 700 '{directory}'")
+        raise OSError(f"{directory} is open to others (E43)\nchmod 700 {shlex.quote(directory)}")
 
 
 def _make(directory: str) -> None:

@@ -10,6 +10,7 @@ import functools
 import itertools
 import logging
 import os
+import shlex
 import socket
 import stat
 import struct
@@ -332,7 +333,7 @@ def clear_path(path: str) -> None:
         return
     except OSError as error:
         why = f"{path} is in the way and cannot be moved: {error.strerror}"
-        raise RuntimeDirectoryRefused(why, hint=f"remove it: rm -r '{path}'") from None
+        raise RuntimeDirectoryRefused(why, hint=f"remove it: rm -r {shlex.quote(path)}") from None
     log.warning("%s was not our socket; it lies in %s now", path, aside)
 
 
