@@ -1317,8 +1317,41 @@ async def test_without_a_path_a_living_lease_is_served_when_github_is_away(
     whole.errors["list_installations"] = [NetworkFailed("no route")] * 5
 
     assert (await filled(broker, WITHOUT_PATH)).token == first.token
+    await settled(broker)
     assert (await filled(broker, WITHOUT_PATH)).token == first.token
     assert whole.count("list_installations") == 2
+
+
+async def test_without_a_path_who_has_a_living_lease_does_not_wait_for_the_list(
+    clock: FakeClock, whole: ScriptedIssuer
+) -> None:
+    broker = serve(clock, whole)
+    first = await filled(broker, WITHOUT_PATH)
+    clock.advance(120)
+    whole.hold = asyncio.Event()  # GitHub says nothing
+
+    async with asyncio.timeout(5):  # of the twelve that a call may take
+        assert (await filled(broker, WITHOUT_PATH)).token == first.token
+        assert (await filled(broker, WITHOUT_PATH)).token == first.token
+    await settled_turn()
+    assert whole.count("list_installations") == 2
+
+    whole.install(owner="other", number=8)
+    whole.hold.set()
+    await settled(broker)
+    assert isinstance(await refused(broker, WITHOUT_PATH), PathMissing)  # what came of it is believed
+
+
+async def test_without_a_path_a_list_that_is_too_old_mints_nothing(clock: FakeClock, whole: ScriptedIssuer) -> None:
+    broker = serve(clock, whole)
+    await filled(broker, WITHOUT_PATH)
+    clock.advance(3600)
+    whole.install(number=70)
+
+    await filled(broker, WITHOUT_PATH)
+
+    assert [lease.scope.installation for lease, _ in broker.leases()] == [70]
+    assert (whole.count("list_installations"), whole.count("create_token")) == (2, 2)
 
 
 async def test_without_a_path_an_outage_is_told_when_nothing_is_known(clock: FakeClock, whole: ScriptedIssuer) -> None:

@@ -360,26 +360,36 @@ class Broker:
         return await self.lease(Order(issuer, scope, installation.account, query.repository, old=place.old))
 
     async def _fill_without_path(self, query: Query) -> Lease:
-        """Answer a request that names no repository: possible only when there is nothing to choose."""
+        """Answer a request that names no repository: possible only when there is nothing to choose.
+
+        A list that is too old serves the lease that lives at once, while it is asked for anew behind that.
+        """
+        whole = [issuer for issuer in self._issuers if issuer.app.host == query.host and issuer.app.whole_installation]
+        if old := self._old_lists(whole):
+            with suppress(_NothingHeld, Declined):
+                issuer, installation = _only_one(query, old)
+                return await self._lease_for_git(issuer, Place(installation, "", old=True), query)
         for last in (False, True):
-            places = [
-                (issuer, Place(found, ""))
-                for issuer in self._issuers
-                if issuer.app.host == query.host and issuer.app.whole_installation
-                for found in await self._installations(issuer)
-                if not found.suspended and issuer.app.serves(query.host, found.account)
-            ]
-            if len(places) != 1:
-                raise PathMissing("git did not say which repository it asks for", hint="ghapp setup-git")
-            if not query.our_username:
-                raise _foreign_user(query)
+            lists = [(issuer, await self._installations(issuer)) for issuer in whole]
+            issuer, installation = _only_one(query, lists)
             try:
-                return await self._lease_for_git(*places[0], query)
+                return await self._lease_for_git(issuer, Place(installation, ""), query)
             except (NotInstalled, PermissionMissing, Suspended):
                 if last:
                     raise
-                self._routes.forget_all(places[0][0].app)
+                self._routes.forget_all(issuer.app)
         raise AssertionError("unreachable")
+
+    def _old_lists(self, issuers: Sequence[TokenIssuer]) -> "list[tuple[TokenIssuer, Sequence[Installation]]]":
+        """Return the installations of each, if they are known and some for too long; those are asked for behind."""
+        now = self._clock.boot()
+        lists = [(issuer, self._routes.find_all_old(issuer.app)) for issuer in issuers]
+        expired = [issuer for issuer in issuers if self._routes.find_all(issuer.app, now) is None]
+        if not expired or any(found is None for _, found in lists):
+            return []
+        for issuer in expired:
+            self._begin_list(issuer)
+        return [(issuer, found) for issuer, found in lists if found is not None]
 
     def _credential(self, lease: Lease) -> Credential:
         self._raise_if_locked()  # since the lease was found
@@ -683,9 +693,9 @@ class Broker:
                 return found
         # What is known of an app is over when that app is free. To remember another's for the request could outlast it.
         for kinds in (OF_THE_APP, Failed, GhappError):
-            for error in refusals:
-                if isinstance(error, kinds):
-                    raise error
+            for refusal in refusals:
+                if isinstance(refusal, kinds):
+                    raise refusal
         return None
 
     async def _at_places(
@@ -793,18 +803,21 @@ class Broker:
 
     async def _installations(self, issuer: TokenIssuer) -> Sequence[Installation]:
         """Return all installations: one call a minute, shared by all who ask."""
-
-        async def ask() -> None:
-            found = await self._asking(issuer, issuer.list_installations)
-            self._routes.learn_all(issuer.app, found, self._clock.boot())
-
         while (known := self._routes.find_all(issuer.app, self._clock.boot())) is None:
+            await asyncio.shield(self._begin_list(issuer))
+        return known
+
+    def _begin_list(self, issuer: TokenIssuer) -> "asyncio.Task[None]":
+        async def ask() -> None:
             try:
-                await self._flights.once(issuer.app, ask)
-            except Failed:
+                found = await self._asking(issuer, issuer.list_installations)
+            except (Failed, asyncio.CancelledError):  # time may be out
                 if not self._routes.prolong_all(issuer.app, self._clock.boot()):
                     raise
-        return known
+            else:
+                self._routes.learn_all(issuer.app, found, self._clock.boot())
+
+        return self._flights.begin(issuer.app, ask)
 
     def _not_selected(self, app: App, repository: Repository) -> NotSelected:
         installation = self._routes.installation_on(app, repository.owner)
@@ -995,6 +1008,23 @@ class Order:
     def asked_of(self) -> str:
         """The owner in the request, who may have had the repository once."""
         return self.owner if self.repository is None else self.repository.owner
+
+
+def _only_one(
+    query: Query, lists: "Sequence[tuple[TokenIssuer, Sequence[Installation]]]"
+) -> tuple[TokenIssuer, Installation]:
+    """Return the one installation that `query` can mean. Raises `PathMissing` and `ForeignUser`."""
+    fitting = [
+        (issuer, installation)
+        for issuer, installations in lists
+        for installation in installations
+        if not installation.suspended and issuer.app.serves(query.host, installation.account)
+    ]
+    if len(fitting) != 1:
+        raise PathMissing("git did not say which repository it asks for", hint="ghapp setup-git")
+    if not query.our_username:
+        raise _foreign_user(query)
+    return fitting[0]
 
 
 async def _scope(

@@ -152,6 +152,10 @@ class Routes:
         found, learnt = self._lists.get(app.name, ((), float("-inf")))
         return found if now - learnt < ABSENT_AGE else None
 
+    def find_all_old(self, app: App) -> tuple[Installation, ...] | None:
+        """Return all installations that `app` had, however long ago, or None if that was never asked."""
+        return self._lists[app.name][0] if app.name in self._lists else None
+
     def learn_all(self, app: App, installations: Iterable[Installation], now: float) -> None:
         """Remember all installations of `app`."""
         self._lists[app.name] = (tuple(installations), now)
