@@ -188,8 +188,8 @@ class GitHub:
     mints: dict[Scope, deque[float]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=6)))
     failed_at: dict[Scope, float] = field(default_factory=dict)
     """Where the last mint failed."""
-    unasked_at: dict[str, float] = field(default_factory=dict)
-    """By owner: when the last look-up failed."""
+    unasked_at: dict[tuple[int, str], float] = field(default_factory=dict)
+    """By app and owner: when the last look-up failed, if none succeeded since."""
 
     def troubled(self, kind: str, app: int, since: float) -> bool:
         """Tell whether `kind` may still be told to who asked `since` then."""
@@ -226,7 +226,7 @@ class GitHub:
             or any(self.troubled(kind, app, since) for kind in TROUBLES)
             or (len(times) == 6 and times[0] > since - 60 - HANG)
             or self.failed_at.get(scope, NEVER) > since - 60 - HANG
-            or self.unasked_at.get(account.name, NEVER) > since - 60 - HANG
+            or self.unasked_at.get((app, account.name), NEVER) > since - 60 - HANG
         )
 
 
@@ -287,9 +287,9 @@ class Issuer:
         try:
             answer = await self._call(method, act)
         except (GhappError, asyncio.CancelledError):  # time may be out
-            self.github.unasked_at[owner] = self.github.world.boot()
+            self.github.unasked_at[self.number, owner] = self.github.world.boot()
             raise
-        self.github.unasked_at.pop(owner, None)
+        self.github.unasked_at.pop((self.number, owner), None)
         return answer
 
     async def list_installations(self) -> list[Installation]:
@@ -362,7 +362,10 @@ class Issuer:
 
     async def revoke_token(self, token: str) -> None:
         def act() -> None:
-            self.github.tokens[token].revoked = True
+            ended = self.github.tokens[token]
+            ended.revoked = True
+            if self.github.current.get(ended.scope) is ended:
+                del self.github.current[ended.scope]
 
         await self._call("revoke_token", act)
 
@@ -648,7 +651,10 @@ class Machine(RuleBasedStateMachine):
     def revoke_all(self) -> None:
         before = {lease.token for lease, _ in self.broker.leases()}
         self.world.run_until_complete(self.broker.revoke_all())
-        for text in before:  # also one that could not be ended: it is held for another try, and handed out no more
+        after = {lease.token for lease, _ in self.broker.leases()}  # one that was being minted may have come too
+        for text in (
+            before | after
+        ):  # also one that could not be ended: it is held for another try, and handed out no more
             self._forgotten(text)
 
     @precondition(lambda self: self.handed)
