@@ -49,6 +49,18 @@ def register(app: App, directory: Path, *, name: str = "", **more: object) -> Pa
     return key
 
 
+def app_on_acme(github: StandIn, permissions: dict[str, str], monkeypatch: pytest.MonkeyPatch, directory: Path) -> App:
+    """Register an app that is on acme, with rocket and probe; this process finds the stand-in."""
+    app = github.add_app("acme-bot", permissions)
+    github.install(app, "acme", repositories=["rocket", "probe"])
+    for name in ("rocket", "probe"):
+        github.add_repository(f"acme/{name}")
+    for name, value in github.environment.items():
+        monkeypatch.setenv(name, value)
+    register(app, directory)
+    return app
+
+
 def add_name(github: StandIn, full_name: str, number: int) -> Repository:
     """Let GitHub list one more repository, without the files that nobody will look at."""
     owner, _, name = full_name.partition("/")

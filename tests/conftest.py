@@ -3,16 +3,18 @@
 import os
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from command_line import Ghapp
-from fakes_process import end_daemon
+from fakes_process import end_daemon, running
 from marks import files_with_secrets
+from standin.model import App
 from standin.server import StandIn
 
 from ghapp import paths
+from ghapp.daemon import Daemon
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,6 +76,13 @@ def directory() -> Iterator[Path]:
     yield path
     if path.exists():
         end_daemon(path)
+
+
+@pytest.fixture
+async def served(directory: Path, app: App) -> AsyncIterator[Daemon]:  # noqa: ARG001  # configured first
+    """A daemon in the test's loop, with the `app` of the test's module."""
+    async with running(directory) as daemon:
+        yield daemon
 
 
 @pytest.fixture

@@ -16,13 +16,6 @@ from fakes_systemd import Systemctl
 from ghapp import autostart, config, paths, process, service
 
 
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    path = Path(paths.runtime_dir())
-    yield path
-    end_daemon(path)
-
-
 def break_config() -> None:
     config.config_dir().mkdir(parents=True)
     config.config_file().write_text("nonsense = 1\n")

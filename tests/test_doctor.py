@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 from command_line import Ghapp, register
-from fakes_process import closed_port, end_daemon, running
+from fakes_process import closed_port, running
 from standin.model import App, Installation
 from standin.server import StandIn
 
-from ghapp import config, gitconfig, paths, service
+from ghapp import config, gitconfig, service
 from ghapp.cli import doctor
 from ghapp.cli.checks import FAIL, OK, SKIP, WARN, Check, Ground, git, github, here, local
 from ghapp.cli.daemon_client import call
@@ -28,14 +28,6 @@ from ghapp.routing import App as RoutedApp
 
 
 PERMISSIONS = {"contents": "write", "workflows": "write", "metadata": "read"}
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    path = Path(paths.runtime_dir())
-    yield path
-    if path.is_dir():
-        end_daemon(path)
 
 
 @pytest.fixture

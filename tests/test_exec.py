@@ -7,17 +7,15 @@ import shutil
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import Ghapp, register
-from fakes_process import end_daemon, running, soon, talk
+from command_line import Ghapp, app_on_acme
+from fakes_process import running, soon, talk
 from standin.model import App
 from standin.server import StandIn
 
-from ghapp import paths
 from ghapp.cli import exec as command
 from ghapp.cli import lent
 from ghapp.daemon import Daemon
@@ -29,29 +27,8 @@ FOUND = lent.settings(["https://github.com/acme"], "/run/a b/git.sock")
 
 
 @pytest.fixture
-def directory() -> Iterator[Path]:
-    path = Path(paths.runtime_dir())
-    yield path
-    if path.exists():
-        end_daemon(path)
-
-
-@pytest.fixture
 def app(github: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> App:
-    app = github.add_app("acme-bot", PERMISSIONS)
-    github.install(app, "acme", repositories=["rocket", "probe"])
-    for name in ("rocket", "probe"):
-        github.add_repository(f"acme/{name}")
-    for name, value in github.environment.items():
-        monkeypatch.setenv(name, value)
-    register(app, tmp_path)
-    return app
-
-
-@pytest.fixture
-async def served(directory: Path, app: App) -> AsyncIterator[Daemon]:  # noqa: ARG001  # configured first
-    async with running(directory) as daemon:
-        yield daemon
+    return app_on_acme(github, PERMISSIONS, monkeypatch, tmp_path)
 
 
 async def begin(**changes: Any) -> command.Session:

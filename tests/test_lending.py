@@ -8,19 +8,18 @@ import shlex
 import shutil
 import stat
 import subprocess
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 from click.shell_completion import BashComplete
-from command_line import Ghapp, register
-from fakes_process import end_daemon, running, soon, talk
+from command_line import Ghapp, app_on_acme
+from fakes_process import running, soon, talk
 from standin.model import App
 from standin.server import StandIn
 
-from ghapp import cli, config, lending, paths
+from ghapp import cli, config, lending
 from ghapp.cli import grant
 from ghapp.daemon import Daemon
 from ghapp.errors import DaemonFailed, GrantRefused
@@ -32,29 +31,8 @@ PERMISSIONS = {"contents": "write", "workflows": "write", "issues": "write"}
 
 
 @pytest.fixture
-def directory() -> Iterator[Path]:
-    path = Path(paths.runtime_dir())
-    yield path
-    if path.exists():
-        end_daemon(path)
-
-
-@pytest.fixture
 def app(github: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> App:
-    app = github.add_app("acme-bot", PERMISSIONS)
-    github.install(app, "acme", repositories=["rocket", "probe"])
-    for name in ("rocket", "probe"):
-        github.add_repository(f"acme/{name}")
-    for name, value in github.environment.items():
-        monkeypatch.setenv(name, value)
-    register(app, tmp_path)
-    return app
-
-
-@pytest.fixture
-async def served(directory: Path, app: App) -> AsyncIterator[Daemon]:  # noqa: ARG001  # configured first
-    async with running(directory) as daemon:
-        yield daemon
+    return app_on_acme(github, PERMISSIONS, monkeypatch, tmp_path)
 
 
 async def ask(socket: str | Path, repository: str = "acme/rocket", *, more: str = "", action: str = "get") -> str:

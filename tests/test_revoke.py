@@ -6,29 +6,19 @@ import json
 import re
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from command_line import Ghapp, register
-from fakes_process import end_daemon, running, soon, talk
+from fakes_process import soon, talk
 from standin.model import App
 from standin.server import StandIn
 
-from ghapp import paths
 from ghapp.cli import revoke
 from ghapp.daemon import Daemon
 
 
 NAMES = [f"r{number}" for number in range(12)]
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    path = Path(paths.runtime_dir())
-    yield path
-    if path.exists():
-        end_daemon(path)
 
 
 @pytest.fixture
@@ -46,12 +36,6 @@ def app(github: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> App
     return app
 
 
-@pytest.fixture
-async def daemon(directory: Path, app: App) -> AsyncIterator[Daemon]:  # noqa: ARG001  # configured first
-    async with running(directory) as daemon:
-        yield daemon
-
-
 async def mint(directory: Path, *repositories: str) -> list[str]:
     """Ask for a token for each, and return them."""
 
@@ -67,7 +51,7 @@ def dead(github: StandIn, *tokens: str) -> list[bool]:
     return [github.live_token(token) is None for token in tokens]
 
 
-@pytest.mark.usefixtures("daemon")
+@pytest.mark.usefixtures("served")
 async def test_a_target_ends_every_token_that_reaches_it_and_no_other(
     directory: Path, github: StandIn, ghapp: Ghapp
 ) -> None:
@@ -91,7 +75,7 @@ async def test_a_target_ends_every_token_that_reaches_it_and_no_other(
     assert dead(github, second, kept) == [True, False]
 
 
-@pytest.mark.usefixtures("daemon")
+@pytest.mark.usefixtures("served")
 async def test_what_is_not_there_is_told(directory: Path, ghapp: Ghapp) -> None:
     assert (await ghapp.asked("revoke", "acme/r0")).err == "no such token lives\n"
     assert (await ghapp.asked("revoke", "--all", "--json")).json() == {"revoked": [], "failed": []}
@@ -110,7 +94,7 @@ def test_without_a_daemon_there_is_nothing_to_revoke_and_none_is_started(ghapp: 
     assert not (directory / "control.sock").exists()
 
 
-@pytest.mark.usefixtures("daemon")
+@pytest.mark.usefixtures("served")
 async def test_a_token_that_is_dead_already_counts_as_revoked(directory: Path, github: StandIn, ghapp: Ghapp) -> None:
     (token,) = await mint(directory, "acme/r0")
     github.revoke(token)
@@ -118,7 +102,7 @@ async def test_a_token_that_is_dead_already_counts_as_revoked(directory: Path, g
     assert "revoked 1 token in" in (await ghapp.asked("revoke", "--all")).err
 
 
-@pytest.mark.usefixtures("daemon")
+@pytest.mark.usefixtures("served")
 async def test_a_mint_under_way_is_waited_for_and_its_token_ended(
     directory: Path, github: StandIn, ghapp: Ghapp
 ) -> None:
@@ -132,7 +116,7 @@ async def test_a_mint_under_way_is_waited_for_and_its_token_ended(
     assert dead(github, *await client) == [True]
 
 
-@pytest.mark.usefixtures("daemon")
+@pytest.mark.usefixtures("served")
 async def test_with_github_down_what_lives_on_is_listed_and_the_next_try_ends_it(
     directory: Path, github: StandIn, ghapp: Ghapp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,7 +142,7 @@ async def test_with_github_down_what_lives_on_is_listed_and_the_next_try_ends_it
     assert all(dead(github, *tokens))
 
 
-@pytest.mark.usefixtures("daemon")
+@pytest.mark.usefixtures("served")
 async def test_with_github_half_down_what_failed_is_tried_again(
     directory: Path, github: StandIn, ghapp: Ghapp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,7 +156,7 @@ async def test_with_github_half_down_what_failed_is_tried_again(
     assert all(dead(github, *tokens))
 
 
-@pytest.mark.usefixtures("daemon")
+@pytest.mark.usefixtures("served")
 async def test_when_github_wants_us_to_wait_for_a_moment_we_do(directory: Path, github: StandIn, ghapp: Ghapp) -> None:
     tokens = await mint(directory, *(f"acme/{name}" for name in NAMES))
     fault = github.faults.add(
@@ -185,7 +169,7 @@ async def test_when_github_wants_us_to_wait_for_a_moment_we_do(directory: Path, 
     assert all(dead(github, *tokens))
 
 
-@pytest.mark.usefixtures("daemon")
+@pytest.mark.usefixtures("served")
 async def test_when_github_wants_us_to_wait_for_long_the_rest_is_told(
     directory: Path, github: StandIn, ghapp: Ghapp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,14 +207,14 @@ def test_progress_is_shown_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) 
 
 
 async def test_a_locked_daemon_holds_no_key_and_no_token_until_it_is_unlocked(
-    directory: Path, github: StandIn, ghapp: Ghapp, daemon: Daemon
+    directory: Path, github: StandIn, ghapp: Ghapp, served: Daemon
 ) -> None:
     tokens = await mint(directory, "acme/r0", "acme/r1")
-    assert any(key.signer._key for issuer in daemon._outside._key_holders for key in issuer._keys)  # type: ignore[attr-defined]
+    assert any(key.signer._key for issuer in served._outside._key_holders for key in issuer._keys)  # type: ignore[attr-defined]
 
     assert (await ghapp.asked("lock")).err == "locked\n"
 
-    assert not any(key.signer._key for issuer in daemon._outside._key_holders for key in issuer._keys)  # type: ignore[attr-defined]
+    assert not any(key.signer._key for issuer in served._outside._key_holders for key in issuer._keys)  # type: ignore[attr-defined]
     assert (await ghapp.asked("leases", "--json")).json() == []
     assert dead(github, *tokens) == [False, False]
     assert "E42" in (await ghapp.asked("token", "acme/r0")).err
@@ -247,7 +231,7 @@ async def test_a_locked_daemon_holds_no_key_and_no_token_until_it_is_unlocked(
     assert len(github.mints) == minted + 1
 
 
-@pytest.mark.usefixtures("daemon")
+@pytest.mark.usefixtures("served")
 async def test_locking_can_end_the_tokens_too(directory: Path, github: StandIn, ghapp: Ghapp) -> None:
     tokens = await mint(directory, "acme/r0", "acme/r1")
     assert (await ghapp.asked("lock", "--revoke", "--json")).json() == {
@@ -258,7 +242,7 @@ async def test_locking_can_end_the_tokens_too(directory: Path, github: StandIn, 
     assert dead(github, *tokens) == [True, True]
 
 
-@pytest.mark.usefixtures("daemon")
+@pytest.mark.usefixtures("served")
 async def test_a_lock_that_could_not_end_a_token_says_so_and_revoke_still_can(
     directory: Path, github: StandIn, ghapp: Ghapp
 ) -> None:
@@ -275,7 +259,7 @@ async def test_a_lock_that_could_not_end_a_token_says_so_and_revoke_still_can(
 @pytest.mark.slow
 @pytest.mark.timeout(200)
 async def test_two_hundred_tokens_are_revoked_at_githubs_pace(
-    directory: Path, app: App, github: StandIn, ghapp: Ghapp, daemon: Daemon
+    directory: Path, app: App, github: StandIn, ghapp: Ghapp, served: Daemon
 ) -> None:
     """GitHub takes 900 points a minute, five for each: 200 are more than that."""
     names = [f"more{number}" for number in range(200)]
@@ -286,7 +270,7 @@ async def test_two_hundred_tokens_are_revoked_at_githubs_pace(
     tokens = []
     for start in range(0, 200, 20):
         tokens += await mint(directory, *(f"acme/{name}" for name in names[start : start + 20]))
-        daemon._broker._restraint._paces.clear()  # our own limit on mints is another test's
+        served._broker._restraint._paces.clear()  # our own limit on mints is another test's
     github.settings.secondary_limit = 900
 
     began = time.monotonic()
