@@ -5,10 +5,10 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ghapp.broker import IssuedToken
 from ghapp.credential import Repository
 from ghapp.errors import GhappError, NotInstalled, NotSelected
 from ghapp.installation import ALL, Installation, InstallationId, Scope
+from ghapp.protocols import IssuedToken
 from ghapp.routing import App, Place
 
 

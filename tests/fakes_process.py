@@ -13,9 +13,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 from ghapp import process
-from ghapp.broker import Clock
 from ghapp.clock import SystemClock
 from ghapp.daemon import Daemon
+from ghapp.protocols import Clock
 
 
 LIMIT = 8.0

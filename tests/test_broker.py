@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from fakes import FakeClock, ScriptedIssuer, make_app, make_installation
 
-from ghapp.broker import SPARE, WORK_BUDGET, Broker, Order
+from ghapp.broker import WORK_BUDGET, Broker
 from ghapp.credential import Credential, Query, Repository
 from ghapp.errors import (
     AppRejected,
@@ -33,6 +33,7 @@ from ghapp.errors import (
 from ghapp.grant import ANY, Grant
 from ghapp.installation import ALL, Scope
 from ghapp.lease import Lease
+from ghapp.minting import SPARE, Order
 
 
 ONE = Repository("acme", "one")
@@ -1530,7 +1531,7 @@ async def test_a_mint_that_does_not_end_in_time_may_leave_a_token(clock: FakeClo
     broker = Broker(clock, revoke_budget=0.02)
     broker.configure([issuer])
     issuer.hold = asyncio.Event()
-    asking = asyncio.create_task(broker.lease(await order_of(issuer)))
+    asking = asyncio.create_task(broker._minting.lease(await order_of(issuer)))
     await eventually(lambda: issuer.count("create_token") == 1)
 
     assert await broker.revoke_all() == (0, 1)
@@ -1620,7 +1621,7 @@ async def test_a_locked_broker_answers_nothing_and_holds_nothing(
     assert await broker.lock(revoke=revoke) == (int(revoke), 0)
 
     assert (broker.locked, broker.leases(), issuer.revoked) == (True, [], [first.token] * revoke)
-    assert broker._renewals == {}
+    assert broker._minting._renewals == {}
     calls = list(issuer.calls)
     assert isinstance(await refused(broker, ask(owner="nobody")), Locked)
     assert issuer.calls == calls
@@ -1722,7 +1723,7 @@ async def test_each_scope_has_one_timer_however_often_it_was_minted(broker: Brok
     await filled(broker)
 
     scheduled = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]  # the loop's own
-    timers = [timer for timer in scheduled if timer._callback == broker._renew_ahead and not timer.cancelled()]
+    timers = [timer for timer in scheduled if timer._callback == broker._minting._renew_ahead and not timer.cancelled()]
     assert len(timers) == 1
 
 

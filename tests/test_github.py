@@ -26,7 +26,6 @@ from standin import keys, model
 from standin.server import StandIn
 
 from ghapp import config
-from ghapp.broker import REVOKE_BUDGET, IssuedToken, Signer
 from ghapp.clock import SystemClock
 from ghapp.config import api_url
 from ghapp.credential import Repository
@@ -53,6 +52,8 @@ from ghapp.installation import ALL, Installation, InstallationId, Permissions, R
 from ghapp.key_choice import pages
 from ghapp.network import Network, mend
 from ghapp.private_key import fingerprint, load_key
+from ghapp.protocols import IssuedToken, Signer
+from ghapp.revocation import REVOKE_BUDGET
 from ghapp.routing import App, Place
 from ghapp.signers.file import FileSigner
 

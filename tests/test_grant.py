@@ -305,7 +305,7 @@ async def test_a_token_that_is_minted_while_its_grant_ends_is_ended_too() -> Non
     await soon(lambda: world.issuer.count("create_token") == 2)
 
     closing = asyncio.create_task(world.broker.close_grant(grant.key))
-    await soon(lambda: grant.key not in world.broker._grants)
+    await soon(lambda: grant.key not in world.broker._minting._grants)
     world.issuer.hold.set()
 
     with pytest.raises(GrantEnded):

@@ -21,8 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ghapp import credential, wire
-from ghapp.broker import Broker, IssuedToken
+from ghapp.broker import Broker
 from ghapp.credential import Repository
+from ghapp.protocols import IssuedToken
 from ghapp.routing import Place
 from ghapp.server import GitServer
 from ghapp.wire import MAX_LINES, MAX_REQUEST, format_answer

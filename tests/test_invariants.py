@@ -18,7 +18,7 @@ from fakes import GRANTED, make_app, make_installation
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from ghapp.broker import PROBE_PAUSES, Broker, IssuedToken
+from ghapp.broker import Broker
 from ghapp.credential import Credential, Query, Repository
 from ghapp.errors import (
     AppRejected,
@@ -39,7 +39,9 @@ from ghapp.github import Answer as Response
 from ghapp.github import AppClient
 from ghapp.github import GitHub as Api
 from ghapp.installation import ALL, Installation, Permissions, Scope, exceeds
+from ghapp.minting import PROBE_PAUSES
 from ghapp.network import Network
+from ghapp.protocols import IssuedToken
 from ghapp.routing import App, Place
 
 
@@ -459,7 +461,7 @@ class Machine(RuleBasedStateMachine):
         type(self).steps += 1
         assert self.github.wrong == []
         timers: list[Any] = [timer for timer in self.world._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]  # the loop's own
-        scopes = [timer._args[0].scope for timer in timers if timer._callback == self.broker._renew_ahead]
+        scopes = [timer._args[0].scope for timer in timers if timer._callback == self.broker._minting._renew_ahead]
         assert len(scopes) == len(set(scopes)), "two timers for one scope"
         book = self.broker._book
         assert all(book._leases[lease.id] is lease for lease in book._current.values())

@@ -612,7 +612,7 @@ async def test_what_cannot_be_had_is_not_held(served: Daemon) -> None:
     with pytest.raises(Exception, match="not on nowhere"):
         await served._lending.hold(["acme/nowhere"], "github.com", permissions=None, read_only=False)
     assert len(served._lending) == 0
-    await soon(lambda: not served._broker._grants)
+    await soon(lambda: not served._broker._minting._grants)
 
 
 def test_nothing_is_there_before_anything_was_lent() -> None:

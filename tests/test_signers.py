@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from fakes import make_app
 from standin import keys
 
-from ghapp.broker import Signer
 from ghapp.errors import ConfigError, KeyMissing, KeyUnavailable
 from ghapp.keystore import KeyStore
 from ghapp.private_key import MAX_PEM, fingerprint
+from ghapp.protocols import Signer
 from ghapp.signers import open_signer, open_signers
 from ghapp.signers.file import FileSigner, read_key_file
 

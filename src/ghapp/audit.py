@@ -19,13 +19,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ghapp.broker import Clock
 from ghapp.caller import Caller, Callers
 from ghapp.grant import Grant, name_of
 from ghapp.installation import ALL, Scope
 from ghapp.lease import Lease, token_sha256
 from ghapp.listener import Peer
 from ghapp.logs import redacted
+from ghapp.protocols import Clock
 
 
 NAME = "audit"

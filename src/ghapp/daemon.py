@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from ghapp import activation, autostart, config, logs, paths, process
 from ghapp.audit import Audit
-from ghapp.broker import Broker, Clock
+from ghapp.broker import Broker
 from ghapp.clock import SystemClock
 from ghapp.control import ControlServer
 from ghapp.errors import GhappError
@@ -25,6 +25,7 @@ from ghapp.lending import Lending
 from ghapp.listener import MAX_CONNECTIONS, Listener
 from ghapp.methods import Methods
 from ghapp.outside import Outside
+from ghapp.protocols import Clock
 from ghapp.server import VERSION, GitServer, Source
 from ghapp.upgrade import Installation as InstalledPackage
 from ghapp.watchdog import Watchdog

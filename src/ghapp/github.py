@@ -22,7 +22,6 @@ from urllib.parse import quote, urljoin, urlsplit
 import httpx
 from jwt.utils import base64url_encode
 
-from ghapp.broker import Clock, IssuedToken, Signer
 from ghapp.config import config_file
 from ghapp.credential import Repository
 from ghapp.errors import (
@@ -48,6 +47,7 @@ from ghapp.git_edge import GitEdge
 from ghapp.installation import ALL, Installation, InstallationId, Scope, permissions_of
 from ghapp.key_choice import Identity, Key, Verdicts, none_works, pages
 from ghapp.network import Network, http_client, is_inherited, mend
+from ghapp.protocols import Clock, IssuedToken, Signer
 from ghapp.routing import App, Place
 from ghapp.wire import printable
 

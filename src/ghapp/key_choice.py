@@ -8,8 +8,8 @@ import contextlib
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ghapp.broker import Signer
 from ghapp.errors import AppRejected, GhappError, KeyUnavailable
+from ghapp.protocols import Signer
 
 
 MAX_REJECTED = 1_000  # remembered keys; a loop of wrong imports must not fill the memory

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ghapp import config
-from ghapp.broker import OK, Broker, Clock, Recorder
+from ghapp.broker import Broker
 from ghapp.credential import Credential, Query, Repository
 from ghapp.errors import GhappError, GrantEnded, GrantRefused, UsageError
 from ghapp.grant import (
@@ -37,6 +37,7 @@ from ghapp.grant import (
 from ghapp.installation import Permissions
 from ghapp.lease import Lease
 from ghapp.listener import Handler, Listener
+from ghapp.protocols import OK, Clock, Recorder
 from ghapp.server import Source
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ghapp import config, process
 from ghapp.audit import Audit
-from ghapp.broker import Broker, Clock
+from ghapp.broker import Broker
 from ghapp.control import SESSION, Method
 from ghapp.credential import Repository, parse_repository
 from ghapp.errors import GhappError, NotInstalled, UsageError
@@ -23,6 +23,7 @@ from ghapp.lease import Lease, token_sha256
 from ghapp.lending import Lending
 from ghapp.listener import Listener
 from ghapp.outside import Outside
+from ghapp.protocols import Clock
 from ghapp.routing import App
 from ghapp.server import VERSION
 

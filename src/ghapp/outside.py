@@ -14,11 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NoReturn
 
 from ghapp import config
-from ghapp.broker import Broker, Clock, IssuedToken, TokenIssuer
+from ghapp.broker import Broker
 from ghapp.config import Config
 from ghapp.credential import Repository
 from ghapp.errors import DaemonFailed, GhappError, Locked
 from ghapp.installation import Installation, Scope
+from ghapp.protocols import Clock, IssuedToken, TokenIssuer
 from ghapp.routing import App, Place
 
 

@@ -44,6 +44,11 @@ class App:
     """``scope = "installation"``: tokens for all of an installation's repositories."""
     permissions: Permissions | None = None
 
+    @property
+    def login(self) -> tuple[str, str]:
+        """As whom GitHub sees it, where: what GitHub limits and refuses as one."""
+        return self.api, self.issuer
+
     def serves(self, host: str, owner: str) -> bool:
         """Tell whether the configuration lets this app answer for `owner`."""
         owners = {name.lower() for name in self.owners}

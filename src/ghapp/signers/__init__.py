@@ -2,9 +2,9 @@
 
 from typing import NoReturn
 
-from ghapp.broker import Signer
 from ghapp.errors import ConfigError, KeyUnavailable
 from ghapp.keystore import KeyStore
+from ghapp.protocols import Signer
 from ghapp.routing import App
 from ghapp.signers.file import FileSigner
 from ghapp.signers.keyring import KeyringSigner

@@ -1,0 +1,153 @@
+"""Where repositories are: asked of GitHub once for all who want to know, and believed for a while.
+
+What is too old to mint by may still lead to a lease that lives: then it is asked behind whoever gets that.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from ghapp.credential import Repository
+from ghapp.errors import Failed, NotSelected
+from ghapp.installation import Installation
+from ghapp.protocols import Clock, TokenIssuer
+from ghapp.restraint import Flights, Restraint
+from ghapp.routing import ASK_AGAIN, LATELY, App, Place, Routes, Unreachable
+
+
+Result = TypeVar("Result")
+
+
+class Lookups:
+    """Answers from memory, or asks; the one place where GitHub is asked about installations."""
+
+    def __init__(self, clock: Clock, flights: Flights, restraint: Restraint) -> None:
+        self._clock = clock
+        self._flights = flights
+        self._restraint = restraint
+        self._routes = Routes()
+
+    def forget(self) -> None:
+        """Ask about everything anew."""
+        self._routes = Routes()
+
+    def forget_absences(self) -> None:
+        """Ask again about who was not installed or selected."""
+        self._routes.forget_absences()
+
+    def forget_all(self, app: App) -> None:
+        """Ask again for the installations of `app`."""
+        self._routes.forget_all(app)
+
+    def failed_lately(self, app: App, owner: str) -> bool:
+        """Tell whether GitHub could not be asked about `owner` within the last minute, nor has been since."""
+        return self._routes.failed_within(LATELY, app, owner, self._clock.boot())
+
+    def old_places(self, issuer: TokenIssuer, repositories: Sequence[Repository]) -> list[Place]:
+        """Return where `repositories` are, if that is known of all and too old for a mint; it is looked up behind."""
+        app, now = issuer.app, self._clock.boot()
+        places: list[Place] = []
+        expired: list[Repository] = []
+        for repository in repositories:
+            place = self._routes.find(app, repository, now)
+            if place is None:
+                expired.append(repository)
+                place = self._routes.find_old(app, repository)
+            if not isinstance(place, Place) or not app.serves(app.host, place.installation.account):
+                return []
+            places.append(replace(place, old=True))
+        for repository in expired:
+            if not self._routes.failed_within(ASK_AGAIN, app, repository.owner, now):
+                self._begin_look_up(issuer, repository)
+        return places if expired else []
+
+    def old_lists(self, issuers: Sequence[TokenIssuer]) -> "list[tuple[TokenIssuer, Sequence[Installation]]]":
+        """Return the installations of each, if they are known and some for too long; those are asked for behind."""
+        now = self._clock.boot()
+        lists = [(issuer, self._routes.find_all_old(issuer.app)) for issuer in issuers]
+        expired = [issuer for issuer in issuers if self._routes.find_all(issuer.app, now) is None]
+        if not expired or any(found is None for _, found in lists):
+            return []
+        for issuer in expired:
+            self._begin_list(issuer)
+        return [(issuer, found) for issuer, found in lists if found is not None]
+
+    async def locate(
+        self, issuer: TokenIssuer, repository: Repository, *, afresh: bool
+    ) -> tuple[Place | Unreachable, bool]:
+        """Return where `repository` is, and whether GitHub was asked about just that now.
+
+        One look-up serves all who ask for the same owner at the same time.
+        """
+        app, asked = issuer.app, False
+        if afresh:
+            await self._flights.once((app, repository.key), lambda: self._look_up(issuer, repository))
+            asked = True
+        while (place := self._routes.find(app, repository, self._clock.boot())) is None:
+            asked = await asyncio.shield(self._begin_look_up(issuer, repository)) == repository.key
+        return place, asked
+
+    def _begin_look_up(self, issuer: TokenIssuer, repository: Repository) -> "asyncio.Task[tuple[str, str]]":
+        return self._flights.begin((issuer.app, repository.key[0]), lambda: self._look_up(issuer, repository))
+
+    async def _look_up(self, issuer: TokenIssuer, repository: Repository) -> tuple[str, str]:
+        app = issuer.app
+        installation: Installation | None = None
+        try:
+            place = await self._asking(issuer, lambda: issuer.find_by_repository(repository))
+            if place is None:
+                # 404 says "not installed", "not selected", "does not exist" alike: the owner tells them apart.
+                installation = await self._asking(issuer, lambda: issuer.find_by_owner(repository.owner))
+        except (Failed, asyncio.CancelledError):  # time may be out
+            self._routes.learn_failure(app, repository.owner, self._clock.boot())
+            raise
+        if place is not None:
+            self._routes.forget(app, repository)
+            self._routes.learn(app, repository, place, self._clock.boot())
+            return repository.key
+        self._routes.forget(app, repository)
+        self._routes.learn_owner(app, repository.owner, installation, self._clock.boot())
+        if installation is not None:
+            self._routes.learn_unselected(app, repository, self._clock.boot())
+        return repository.key
+
+    async def installations(self, issuer: TokenIssuer) -> Sequence[Installation]:
+        """Return all installations: one call a minute, shared by all who ask."""
+        while (known := self._routes.find_all(issuer.app, self._clock.boot())) is None:
+            await asyncio.shield(self._begin_list(issuer))
+        return known
+
+    def _begin_list(self, issuer: TokenIssuer) -> "asyncio.Task[None]":
+        async def ask() -> None:
+            try:
+                found = await self._asking(issuer, issuer.list_installations)
+            except (Failed, asyncio.CancelledError):  # time may be out
+                if not self._routes.prolong_all(issuer.app, self._clock.boot()):
+                    raise
+            else:
+                self._routes.learn_all(issuer.app, found, self._clock.boot())
+
+        return self._flights.begin(issuer.app, ask)
+
+    def not_selected(self, app: App, repository: Repository) -> NotSelected:
+        """Say that `app` does not reach `repository`, and where that is mended, as far as that is known."""
+        installation = self._routes.installation_on(app, repository.owner)
+        page = installation.html_url if installation is not None else ""
+        return not_selected(app, repository, page)
+
+    async def find_by_owner(self, issuer: TokenIssuer, owner: str) -> Installation | None:
+        """Ask GitHub for the installation on `owner`, whatever is remembered."""
+        return await self._asking(issuer, lambda: issuer.find_by_owner(owner))
+
+    async def _asking(self, issuer: TokenIssuer, call: Callable[[], Awaitable[Result]]) -> Result:
+        return await self._restraint.asking(issuer.app.login, self._clock.boot, call)
+
+
+def not_selected(app: App, repository: Repository, page: str) -> NotSelected:
+    """Say that `app` is installed on the owner, but not on `repository`; `page` is where that is mended."""
+    return NotSelected(
+        f"the app {app.name} is installed on {repository.owner}, but not on {repository.name}, or there is no such"
+        " repository",
+        hint=f"select the repository at {page or f'https://{app.host}/settings/installations'}",
+    )
