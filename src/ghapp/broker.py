@@ -381,8 +381,6 @@ class Broker:
 
     # -- taking back ---------------------------------------------------------------------------------------------
 
-    # -- taking back ---------------------------------------------------------------------------------------------
-
     async def retire(self, fits: Callable[[Lease], bool] = lambda _: True) -> list[Lease]:
         """Return the leases that fit, those being minted just now included, and hand them out no more.
 
