@@ -75,6 +75,26 @@ async def test_a_target_ends_every_token_that_reaches_it_and_no_other(
     assert dead(github, second, kept) == [True, False]
 
 
+@pytest.mark.parametrize("how", [("revoke", "--all"), ("lock", "--revoke"), ("revoke", "acme/*")])
+@pytest.mark.parametrize("gone", ["the app", "its last key"])
+async def test_a_token_outlives_neither_its_app_nor_its_apps_last_key_once_it_is_to_end(
+    directory: Path, github: StandIn, ghapp: Ghapp, served: Daemon, *, how: tuple[str, ...], gone: str
+) -> None:
+    """As whoever has lost a key does: takes it out first, and ends what was minted by it then."""
+    tokens = await mint(directory, "acme/r0", "acme/r1")
+    if gone == "the app":
+        assert (await ghapp.asked("app", "remove", "acme-bot", "--yes")).code == 0
+    else:
+        (key,) = (await ghapp.asked("key", "list", "--json")).json()
+        assert (await ghapp.asked("key", "remove", key["fingerprint"], "--force", "--yes")).code == 0
+    assert dead(github, *tokens) == [False, False]
+    assert not any(key.signer._key for issuer in served._outside._key_holders for key in issuer._keys)  # type: ignore[attr-defined]
+
+    done = await ghapp.asked(*how)
+
+    assert (done.code, dead(github, *tokens)) == (0, [True, True]), done.err
+
+
 @pytest.mark.usefixtures("served")
 async def test_what_is_not_there_is_told(directory: Path, ghapp: Ghapp) -> None:
     assert (await ghapp.asked("revoke", "acme/r0")).err == "no such token lives\n"

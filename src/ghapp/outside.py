@@ -10,7 +10,9 @@ import logging
 import os
 import sys
 import weakref
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
 from ghapp import config
@@ -19,7 +21,7 @@ from ghapp.config import Config
 from ghapp.credential import Repository
 from ghapp.errors import DaemonFailed, GhappError, Locked
 from ghapp.installation import Installation, Scope
-from ghapp.protocols import Clock, IssuedToken, TokenIssuer
+from ghapp.protocols import Clock, IssuedToken, Signer, TokenIssuer
 from ghapp.routing import App, Place
 
 
@@ -40,9 +42,10 @@ log = logging.getLogger(__name__)
 class Unusable:
     """An app that cannot be set up, as an issuer: git is told why, instead of asking for a password."""
 
-    def __init__(self, app: App, problem: GhappError) -> None:
+    def __init__(self, app: App, problem: GhappError, keyless: "AppClient | None" = None) -> None:
         self._app = app
         self._problem = problem
+        self._keyless = keyless
 
     @property
     def app(self) -> App:
@@ -72,9 +75,11 @@ class Unusable:
         """Raise why."""
         self._refuse()
 
-    async def revoke_token(self, token: str) -> None:  # noqa: ARG002  # the protocol's
-        """Raise why."""
-        self._refuse()
+    async def revoke_token(self, token: str) -> None:
+        """End `token`, which takes no key. Raises why, where GitHub cannot be asked at all."""
+        if self._keyless is None:
+            self._refuse()
+        await self._keyless.revoke_token(token)
 
     async def approach(self) -> None:
         """Do nothing: no token will come of this app."""
@@ -142,29 +147,41 @@ class Outside:
 
     def configure_broker(self) -> None:
         """Give the broker an issuer for each app; one that cannot be set up says why to all who ask."""
+        self.forget_keys()  # of apps as they were: those are asked for nothing any more but the end of tokens
         issuers: list[TokenIssuer] = []
         for app in self.config.apps:
             try:
                 issuers.append(self.issuer(app))
             except GhappError as error:
                 log.error("app %s: %s", app.name, error)  # noqa: TRY400  # tracebacks are not logged
-                issuers.append(Unusable(app, error))
+                issuers.append(Unusable(app, error, self._keyless(app)))
         self._broker.configure(issuers, probe=self.config.probe)
 
     def issuer(self, app: App, *, afresh: bool = False) -> "AppClient":
         """Return GitHub for one app; `afresh` also shows keys that it rejected a moment ago."""
-        github_module, signers = self._rim["ghapp.github"], self._rim["ghapp.signers"]
-        issuer: AppClient = github_module.AppClient(
+        store = self._rim["ghapp.keystore"].KeyStore(self.config.keyring_backend)
+        client = self._client(app, self._rim["ghapp.signers"].open_signers(app, store), afresh=afresh)
+        self._key_holders.add(client)
+        return client
+
+    def _keyless(self, app: App) -> "AppClient | None":
+        """Return GitHub for an app whose keys cannot be opened, if there is nothing else in the way."""
+        try:
+            return self._client(replace(app, keys=()), [])
+        except GhappError:
+            return None
+
+    def _client(self, app: App, signers: Sequence[Signer], *, afresh: bool = False) -> "AppClient":
+        client: AppClient = self._rim["ghapp.github"].AppClient(
             app,
-            signers.open_signers(app, self._rim["ghapp.keystore"].KeyStore(self.config.keyring_backend)),
+            signers,
             self._github(app.api),
             self._threads,
             edge=self._edge(app.host),
             key_ttl=self.config.key_ttl,
             afresh=afresh,
         )
-        self._key_holders.add(issuer)
-        return issuer
+        return client
 
     def _github(self, api: str) -> "GitHub":
         if api not in self._githubs:

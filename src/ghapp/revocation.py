@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from ghapp.errors import ConfigError, GhappError, NetworkFailed, RateLimited
+from ghapp.errors import GhappError, NetworkFailed, RateLimited
 from ghapp.installation import Scope
 from ghapp.lease import Lease, LeaseBook
 from ghapp.protocols import OK, Clock, Recorder, TokenIssuer
@@ -47,12 +47,13 @@ class Revocations:
         self._restraint = restraint
         self._recorder = recorder
         self._budget = budget
-        self._issuers: tuple[TokenIssuer, ...] = ()
+        self._issuers: dict[str, TokenIssuer] = {}
+        """By API: a token needs no key to be ended, and no app that is still configured."""
         self._revoked: Counter[str] = Counter()
 
     def configure(self, issuers: Sequence[TokenIssuer]) -> None:
-        """End tokens by these from now on."""
-        self._issuers = tuple(issuers)
+        """End tokens by these from now on; those of an API that none of them is for, by whoever was before."""
+        self._issuers |= {issuer.app.api: issuer for issuer in issuers}
 
     def _living(self) -> list[Lease]:
         return list(self._book.live(self._clock.boot()))
@@ -115,7 +116,7 @@ class Revocations:
         began = self._clock.boot()
         outcome = NetworkFailed.code  # also of a call that is given up because time is out
         try:
-            await self._issuer_of(lease).revoke_token(lease.token)
+            await self._issuers[lease.scope.api].revoke_token(lease.token)
             self._book.drop(lease.id)
             self._revoked[lease.scope.grant] += 1
             outcome = OK
@@ -124,13 +125,6 @@ class Revocations:
             raise
         finally:
             self._recorder.record("revocation", outcome, lease=lease, seconds=self._clock.boot() - began)
-
-    def _issuer_of(self, lease: Lease) -> TokenIssuer:
-        """Return GitHub for the API that the token is of; a token needs no key to be ended."""
-        for issuer in self._issuers:
-            if issuer.app.api == lease.scope.api:
-                return issuer
-        raise ConfigError(f"no app on {lease.scope.api} is configured any more", hint="ghapp setup")
 
     async def end_all(self, grant: str | None) -> tuple[int, int]:
         """End every token of that grant, or of all, in the time there is, those being minted just now included.
@@ -153,9 +147,7 @@ class Revocations:
         return self._revoked.total() if grant is None else self._revoked[grant]
 
     def _revocable(self, grant: str | None) -> list[Lease]:
-        apis = {issuer.app.api for issuer in self._issuers}
-        leases = (lease for lease in self._living() if lease.scope.api in apis)
-        return [lease for lease in leases if grant in {None, lease.scope.grant}]
+        return [lease for lease in self._living() if grant in {None, lease.scope.grant}]
 
     async def wait_for_mints(self) -> None:
         """Wait until nothing is being minted any more, within the budget."""
