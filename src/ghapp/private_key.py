@@ -28,6 +28,7 @@ from ghapp.errors import KeyUnavailable
 
 
 MIN_BITS = 2048
+MAX_BITS = 16384  # OpenSSL verifies nothing larger, and to sign with what is may take minutes
 PUBLIC_EXPONENT = 65537
 MAX_PEM = 64 * 1024  # an RSA-16384 key is 13 KB
 
@@ -89,6 +90,8 @@ def _what_is_wrong(key: object) -> str:
         return f"a key of another kind ({type(key).__name__.removesuffix('PrivateKey')})"
     if key.key_size < MIN_BITS:
         return f"an RSA key of {key.key_size} bits, of which {MIN_BITS} are needed"
+    if key.key_size > MAX_BITS:
+        return f"an RSA key of {key.key_size} bits, and {MAX_BITS} are the most"
     if key.public_key().public_numbers().e != PUBLIC_EXPONENT:
         return f"an RSA key whose public exponent is not {PUBLIC_EXPONENT}"
     return ""
@@ -168,7 +171,7 @@ def decode_key(value: bytes) -> bytes:
 
 
 def _rebuild(p: int, q: int) -> bytes:
-    if min(p, q) <= 1 or p & q & 1 == 0:
+    if min(p, q) <= 1 or p & q & 1 == 0 or p.bit_length() + q.bit_length() > MAX_BITS + 1:
         raise ValueError
     d = pow(PUBLIC_EXPONENT, -1, (p - 1) * (q - 1))
     numbers = RSAPrivateNumbers(
