@@ -16,6 +16,7 @@ from ghapp.errors import (
     ClockRejected,
     Declined,
     Failed,
+    Forbidden,
     ForeignUser,
     GhappError,
     GitHubFailing,
@@ -571,6 +572,62 @@ async def test_a_lease_near_its_end_goes_soon_after_the_look_ups_of_its_old_rout
     assert (await filled(broker)).token != first.token
 
 
+async def test_to_look_up_one_that_was_renamed_leaves_its_neighbours_where_they_are(
+    broker: Broker, issuer: ScriptedIssuer
+) -> None:
+    first = await filled(broker)
+    issuer.moved["acme/former"] = ("acme", 900)
+    await filled(broker, ask("former"))
+    issuer.errors["find_by_repository"] = [NetworkFailed("no route")] * 9
+
+    assert (await filled(broker)).token == first.token
+
+
+@pytest.mark.parametrize("error", [Forbidden("Repository access blocked"), BadAnswer("not JSON")])
+async def test_one_repository_that_github_refuses_harms_no_other(
+    clock: FakeClock, issuer: ScriptedIssuer, error: Failed
+) -> None:
+    broker = serve(clock, issuer)
+    await filled(broker, ask("two"))
+    clock.advance(3601)
+    issuer.errors["find_by_repository"] = [error]
+    issuer.hold = asyncio.Event()
+    blocked = asyncio.create_task(refused(broker, ask("blocked")))
+    await eventually(lambda: issuer.count("find_by_repository") == 2)
+    asking = asyncio.create_task(filled(broker))
+    await settled_turn()
+    issuer.hold.set()
+
+    assert await blocked is error
+    await asking
+    assert issuer.count("find_by_repository") == 3
+
+
+async def test_a_refusal_in_githubs_own_words_is_not_taken_for_the_apps(clock: FakeClock) -> None:
+    issuer = ScriptedIssuer(make_app(), clock)
+    issuer.install("one", "blocked")
+    issuer.install("lib", owner="beta", number=8)
+    issuer.errors["find_by_repository"] = [Forbidden("Repository access blocked")]
+    broker = serve(clock, issuer)
+
+    assert isinstance(await refused(broker, ask("blocked")), Forbidden)
+
+    await filled(broker, ask("lib", "beta"))
+
+
+async def test_a_lease_near_its_end_is_replaced_whatever_becomes_of_the_owners_other_look_ups(
+    broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
+) -> None:
+    await filled(broker, ask("two"))
+    clock.advance(400)
+    first = await filled(broker)
+    clock.advance(3600 - 290)
+    issuer.errors["find_by_repository"] = [Forbidden("Repository access blocked")]
+    await refused(broker, ask("blocked"))
+
+    assert (await filled(broker)).token != first.token
+
+
 async def test_a_lease_that_git_saw_rejected_is_not_served_by_an_old_route(
     broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
 ) -> None:
@@ -821,6 +878,64 @@ async def test_an_outage_is_not_tried_again_with_every_app(
 
     assert isinstance(await refused(broker), NetworkFailed)
     assert second.calls == []
+
+
+@pytest.mark.parametrize("why", ["not installed", "not selected", "suspended"])
+async def test_a_living_lease_of_the_second_app_is_served_without_asking_what_the_first_could_do(
+    clock: FakeClock, issuer: ScriptedIssuer, second: ScriptedIssuer, why: str
+) -> None:
+    if why == "not installed":
+        issuer.installations.clear()
+    elif why == "not selected":
+        issuer.repositories.clear()
+    else:
+        issuer.install("one", suspended=True)
+    broker = serve(clock, issuer, second)
+    first = await filled(broker)
+    asked = issuer.count("find_by_repository")
+    clock.advance(61)
+    issuer.errors["find_by_repository"] = [NetworkFailed("no route")] * 9
+    second.errors["find_by_repository"] = [NetworkFailed("no route")] * 9
+
+    assert (await filled(broker)).token == first.token
+    await settled(broker)
+    assert issuer.count("find_by_repository") == asked + 1  # behind it
+    assert issuer.count("create_token") == 0
+
+    clock.advance(3600 - 61 - 200)
+    second.errors["create_token"] = [NetworkFailed("no route")]
+    assert (await filled(broker)).token == first.token  # in its last minutes, after both have failed
+
+
+async def test_the_first_app_is_found_again_behind_a_lease_of_the_second(
+    clock: FakeClock, issuer: ScriptedIssuer, second: ScriptedIssuer
+) -> None:
+    repositories = dict(issuer.repositories)
+    issuer.repositories.clear()
+    broker = serve(clock, issuer, second)
+    await filled(broker)
+    clock.advance(61)
+    issuer.repositories |= repositories
+
+    await filled(broker)
+    await settled(broker)
+    await filled(broker)
+
+    assert {lease.app for lease, _ in broker.leases()} == {"acme-bot", "second-bot"}
+
+
+async def test_while_one_app_is_limited_and_the_other_refuses_the_calls_have_a_limit(
+    clock: FakeClock, issuer: ScriptedIssuer, second: ScriptedIssuer
+) -> None:
+    issuer.errors["find_by_repository"] = [RateLimited("wait", wait=600)]
+    second.install("one", suspended=True)
+    broker = serve(clock, issuer, second)
+
+    for _ in range(20):
+        assert isinstance(await refused(broker), RateLimited)
+        clock.advance(1)
+
+    assert len(second.calls) <= 20 / 3 + 1
 
 
 async def test_an_app_narrowed_to_other_owners_or_another_host_is_not_asked(clock: FakeClock) -> None:
@@ -1510,11 +1625,11 @@ async def test_revoking_ends_in_time(clock: FakeClock, issuer: ScriptedIssuer) -
     assert await broker.revoke_all() == (0, 3)
 
 
-async def test_leases_of_an_api_no_longer_configured_are_left_alone(broker: Broker, issuer: ScriptedIssuer) -> None:
+async def test_leases_of_an_api_no_longer_configured_are_revoked_too(broker: Broker, issuer: ScriptedIssuer) -> None:
     await many_leases(broker, issuer, 1)
     broker.configure([])
 
-    assert await broker.revoke_all() == (0, 0)
+    assert await broker.revoke_all() == (1, 0)
     assert isinstance(await broker.fill(ask()), Credential | None)
 
 
@@ -1599,14 +1714,12 @@ async def test_what_is_to_be_revoked_is_handed_out_no_more_and_not_forgotten(
     assert first.token in issuer.revoked
 
 
-async def test_a_token_of_an_api_that_is_configured_no_more_cannot_be_revoked(
-    broker: Broker, issuer: ScriptedIssuer
-) -> None:
+async def test_a_token_of_an_api_that_is_configured_no_more_is_revoked(broker: Broker, issuer: ScriptedIssuer) -> None:
     await many_leases(broker, issuer, 1)
     held = await broker.retire()
     broker.configure([])
 
-    assert [error.code for _, error in (await broker.revoke(held)).failed] == ["E51"]
+    assert (await broker.revoke(held)).revoked == held
 
 
 # -- the lock ------------------------------------------------------------------------------------------------------

@@ -191,7 +191,7 @@ class GitHub:
     failed_at: dict[Scope, float] = field(default_factory=dict)
     """Where the last mint failed."""
     unasked_at: dict[tuple[int, str], float] = field(default_factory=dict)
-    """By app and owner: when the last look-up failed, if none succeeded since."""
+    """By app and owner: when the last look-up failed."""
 
     def troubled(self, kind: str, app: int, since: float) -> bool:
         """Tell whether `kind` may still be told to who asked `since` then."""
@@ -287,12 +287,10 @@ class Issuer:
 
     async def _look_up(self, owner: str, method: str, act: Callable[[], Answer]) -> Answer:
         try:
-            answer = await self._call(method, act)
+            return await self._call(method, act)
         except (GhappError, asyncio.CancelledError):  # time may be out
             self.github.unasked_at[self.number, owner] = self.github.world.boot()
             raise
-        self.github.unasked_at.pop((self.number, owner), None)
-        return answer
 
     async def list_installations(self) -> list[Installation]:
         raise NotImplementedError

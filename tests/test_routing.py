@@ -121,32 +121,56 @@ def test_absences_can_be_forgotten_alone() -> None:
     [
         (Place(HERE, "one"), Place(HERE, "one", old=True)),
         (Place(HERE, 900), Place(HERE, 900, old=True)),
-        (Place(AWAY, "one"), None),
-        (Place(AWAY, 900), None),
+        (Place(AWAY, "one"), Unreachable.ABSENT),
+        (Place(AWAY, 900), Unreachable.ABSENT),
         (None, None),
     ],
 )
-def test_what_was_last_known_is_known_to_be_old(place: Place | None, old: Place | None) -> None:
+def test_what_was_last_known_is_known_to_be_old(place: Place | None, old: Place | Unreachable | None) -> None:
     known = routes()
     if place:
         known.learn(APP, ONE, place, 0)
 
     assert known.find(APP, ONE, 9_000) is None
-    assert known.find_old(APP, Repository("ACME", "One")) == old
+    assert known.find_last(APP, Repository("ACME", "One")) == old
+
+
+def test_that_there_were_no_tokens_is_known_for_as_long() -> None:
+    known = routes()
+    known.learn_owner(APP, "nobody", None, 0)
+    known.learn_owner(APP, "acme", HERE, 0)
+    known.learn_unselected(APP, ONE, 0)
+
+    assert known.find_last(APP, Repository("nobody", "x")) is Unreachable.ABSENT
+    assert known.find_last(APP, ONE) is Unreachable.UNSELECTED
+    assert known.find(APP, ONE, 30) == Place(HERE, "one")  # to mint is to ask
+    known.learn(APP, ONE, Place(HERE, "one"), 30)
+    assert known.find_last(APP, ONE) == Place(HERE, "one", old=True)
+
+
+def test_what_is_said_of_a_repository_that_moved_says_nothing_of_its_former_owner() -> None:
+    known = routes()
+    known.learn_owner(APP, "acme", HERE, 0)
+
+    known.learn(APP, ONE, Place(AWAY, 900), 1)
+
+    assert known.find(APP, ONE, 2) == Place(AWAY, 900)
+    assert known.find(APP, Repository("acme", "two"), 2) == Place(HERE, "two")
 
 
 @pytest.mark.parametrize("place", [Place(HERE, "one"), Place(HERE, 900)])
 def test_a_failed_look_up_is_remembered_for_a_minute_or_until_one_succeeds(place: Place) -> None:
     known = routes()
-    assert not known.failed_within(60, APP, "acme", 9_000)
+    assert not known.failed_within(60, APP, ONE, 9_000)
 
-    known.learn_failure(APP, "ACME", 9_000)
+    known.learn_failure(APP, Repository("ACME", "One"), 9_000)
 
-    assert known.failed_within(60, APP, "Acme", 9_059)
-    assert not known.failed_within(60, APP, "acme", 9_060)
-    assert not known.failed_within(60, make_app("other"), "acme", 9_000)
+    assert known.failed_within(60, APP, ONE, 9_059)
+    assert not known.failed_within(60, APP, ONE, 9_060)
+    assert not known.failed_within(60, APP, Repository("acme", "two"), 9_000)
+    assert not known.failed_within(60, make_app("other"), ONE, 9_000)
     known.learn(APP, ONE, place, 9_010)
-    assert not known.failed_within(60, APP, "acme", 9_010)
+    assert not known.failed_within(60, APP, ONE, 9_010)
 
 
 def test_the_list_of_installations_is_believed_for_a_minute() -> None:
@@ -168,7 +192,7 @@ def test_what_strangers_can_make_us_remember_is_bounded() -> None:
     for number in range(MAX_NEGATIVE + 10):
         known.learn_owner(APP, f"owner{number}", None, 0)
         known.learn_unselected(APP, Repository("acme", f"r{number}"), 0)
-        known.learn_failure(APP, f"away{number}", 0)
+        known.learn_failure(APP, Repository("acme", f"r{number}"), 0)
 
     assert (len(known._owners), len(known._unselected)) == (MAX_NEGATIVE, MAX_NEGATIVE)
     assert len(known._failures) == MAX_NEGATIVE

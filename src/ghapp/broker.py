@@ -156,8 +156,7 @@ class Broker:
                 self._note_answer(lease, named, began)
                 return credential
         except GhappError as error:
-            if not isinstance(error, OF_THE_APP):  # that is known of the app; another may be free sooner
-                self._restraint.remember(key, error, self._clock.boot())
+            self._restraint.remember_request(key, error, self._clock.boot())
             raise
 
     def _note_answer(self, lease: Lease, repository: Repository | None, began: float) -> None:
@@ -434,10 +433,13 @@ class Broker:
         An app whose own key or limit is the trouble does not stand in the way of the next; what would fail for
         each of them, such as the network, ends it.
         """
+        issuers = [issuer for issuer in self._issuers if issuer.app.serves(host, repositories[0].owner)]
+        if not afresh and (last := self._lookups.last_known(issuers, repositories)):
+            with suppress(NothingHeld, Declined, UsageError):
+                return await attempt(*last)
         refusals: list[GhappError] = []
-        for issuer in self._issuers:
-            if not issuer.app.serves(host, repositories[0].owner):
-                continue
+        for issuer in issuers:
+            could_not = self._lookups.could_not(issuer, repositories)
             try:
                 found = await self._at_places(issuer, repositories, attempt, afresh=afresh)
             except NotInstalled:
@@ -445,13 +447,15 @@ class Broker:
             except (Declined, AppRejected, KeyUnavailable, RateLimited) as error:
                 refusals.append(error)
                 continue
+            except Failed as error:
+                if afresh or not could_not:
+                    raise
+                refusals.append(error)  # the next may hold a lease that lives
+                continue
             if found is not None:
                 return found
-        # What is known of an app is over when that app is free. To remember another's for the request could outlast it.
-        for kinds in (OF_THE_APP, Failed, GhappError):
-            for refusal in refusals:
-                if isinstance(refusal, kinds):
-                    raise refusal
+        if refusals:
+            raise _told_first(refusals)
         return None
 
     async def _at_places(
@@ -462,19 +466,19 @@ class Broker:
         What we believed may be old: a refusal makes us look at each repository once more, unless we just did. What
         is too old for a mint serves the leases that live at once, while it is looked up behind them.
         """
-        if not afresh and (old := self._lookups.old_places(issuer, repositories)):
+        if not afresh and (last_known := self._lookups.last_known([issuer], repositories)):
             with suppress(NothingHeld, Declined, UsageError):
-                return await attempt(issuer, old)
+                return await attempt(*last_known)
         for last in (True,) if afresh else (False, True):
             places, fresh = [], True
             for repository in repositories:
                 try:
                     place, asked = await self._lookups.locate(issuer, repository, afresh=last)
                 except Failed:
-                    if afresh or not (old := self._lookups.old_places(issuer, repositories)):
-                        raise
-                    with suppress(NothingHeld, Declined, UsageError):  # there may be a lease in its last minutes
-                        return await attempt(issuer, old)
+                    self._lookups.learn_failure(issuer, repositories)
+                    if not afresh and (last_known := self._lookups.last_known([issuer], repositories)):
+                        with suppress(NothingHeld, Declined, UsageError):  # there may be a lease in its last minutes
+                            return await attempt(*last_known)
                     raise
                 if place is Unreachable.ABSENT:
                     return None
@@ -499,6 +503,15 @@ class Broker:
                     f"{repository} has moved to {account}, and the app {app.name} is only for {', '.join(app.owners)}",
                     hint=f"if that is right, add it to owners of {app.name} in config.toml; then: ghapp daemon restart",
                 )
+
+
+def _told_first(refusals: Sequence[GhappError]) -> GhappError:
+    """Return which of the apps' refusals is told: what is over by itself, before what somebody has to mend."""
+    for kinds in (OF_THE_APP, Failed, GhappError):
+        for refusal in refusals:
+            if isinstance(refusal, kinds):
+                return refusal
+    raise AssertionError("unreachable")
 
 
 def _only_one(

@@ -4,12 +4,13 @@ What is too old to mint by may still lead to a lease that lives: then it is aske
 """
 
 import asyncio
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 from ghapp.credential import Repository
-from ghapp.errors import Failed, NotSelected
+from ghapp.errors import BadAnswer, Failed, Forbidden, NotSelected
 from ghapp.installation import Installation
 from ghapp.protocols import Clock, TokenIssuer
 from ghapp.restraint import Flights, Restraint
@@ -17,6 +18,8 @@ from ghapp.routing import ASK_AGAIN, LATELY, App, Place, Routes, Unreachable
 
 
 Result = TypeVar("Result")
+OF_A_REPOSITORY = (BadAnswer, Forbidden)
+"""What a look-up may fail with for one repository alone, such as one that GitHub has blocked."""
 
 
 class Lookups:
@@ -27,6 +30,9 @@ class Lookups:
         self._flights = flights
         self._restraint = restraint
         self._routes = Routes()
+        self._subjects: weakref.WeakKeyDictionary[asyncio.Task[tuple[str, str]], tuple[str, str]]
+        self._subjects = weakref.WeakKeyDictionary()
+        """Of the look-ups under way: which repository each is about."""
 
     def forget(self) -> None:
         """Ask about everything anew."""
@@ -40,27 +46,45 @@ class Lookups:
         """Ask again for the installations of `app`."""
         self._routes.forget_all(app)
 
-    def failed_lately(self, app: App, owner: str) -> bool:
-        """Tell whether GitHub could not be asked about `owner` within the last minute, nor has been since."""
-        return self._routes.failed_within(LATELY, app, owner, self._clock.boot())
-
-    def old_places(self, issuer: TokenIssuer, repositories: Sequence[Repository]) -> list[Place]:
-        """Return where `repositories` are, if that is known of all and too old for a mint; it is looked up behind."""
-        app, now = issuer.app, self._clock.boot()
-        places: list[Place] = []
-        expired: list[Repository] = []
+    def learn_failure(self, issuer: TokenIssuer, repositories: Sequence[Repository]) -> None:
+        """Remember that GitHub could not be asked about one of `repositories`: a request for them fails as a whole."""
         for repository in repositories:
-            place = self._routes.find(app, repository, now)
-            if place is None:
-                expired.append(repository)
-                place = self._routes.find_old(app, repository)
-            if not isinstance(place, Place) or not app.serves(app.host, place.installation.account):
-                return []
-            places.append(replace(place, old=True))
-        for repository in expired:
-            if not self._routes.failed_within(ASK_AGAIN, app, repository.owner, now):
-                self._begin_look_up(issuer, repository)
-        return places if expired else []
+            self._routes.learn_failure(issuer.app, repository, self._clock.boot())
+
+    def failed_lately(self, app: App, repository: Repository) -> bool:
+        """Tell whether GitHub could not be asked about `repository` within the last minute, nor has been since."""
+        return self._routes.failed_within(LATELY, app, repository, self._clock.boot())
+
+    def could_not(self, issuer: TokenIssuer, repositories: Sequence[Repository]) -> bool:
+        """Tell whether the app had no tokens for `repositories` when GitHub was last asked, however long ago."""
+        return any(isinstance(self._routes.find_last(issuer.app, each), Unreachable) for each in repositories)
+
+    def last_known(
+        self, issuers: Sequence[TokenIssuer], repositories: Sequence[Repository]
+    ) -> tuple[TokenIssuer, list[Place]] | None:
+        """Return who had tokens for `repositories` last, and where, if that is known, and a part of it too old.
+
+        That part is asked anew, behind whoever gets a lease that lives by the rest.
+        """
+        now, expired = self._clock.boot(), []
+        for issuer in issuers:
+            app, last = issuer.app, [self._routes.find_last(issuer.app, repository) for repository in repositories]
+            for repository, place in zip(repositories, last, strict=True):
+                found = self._routes.find(app, repository, now)
+                if found is None or (isinstance(place, Unreachable) and isinstance(found, Place)):
+                    expired.append((issuer, repository))
+            if any(isinstance(place, Unreachable) for place in last):
+                continue
+            places = [replace(place, old=True) for place in last if isinstance(place, Place)]
+            if not expired or len(places) < len(last):
+                return None
+            if not all(app.serves(app.host, place.installation.account) for place in places):
+                return None
+            for each, repository in expired:
+                if not self._routes.failed_within(ASK_AGAIN, each.app, repository, now):
+                    self._begin_look_up(each, repository)
+            return issuer, places
+        return None
 
     def old_lists(self, issuers: Sequence[TokenIssuer]) -> "list[tuple[TokenIssuer, Sequence[Installation]]]":
         """Return the installations of each, if they are known and some for too long; those are asked for behind."""
@@ -85,11 +109,21 @@ class Lookups:
             await self._flights.once((app, repository.key), lambda: self._look_up(issuer, repository))
             asked = True
         while (place := self._routes.find(app, repository, self._clock.boot())) is None:
-            asked = await asyncio.shield(self._begin_look_up(issuer, repository)) == repository.key
+            flight = self._begin_look_up(issuer, repository)
+            try:
+                asked = await asyncio.shield(flight) == repository.key
+            except OF_A_REPOSITORY:
+                if self._subjects[flight] == repository.key:
+                    raise
+                await self._flights.once((app, repository.key), lambda: self._look_up(issuer, repository))
+                asked = True
         return place, asked
 
     def _begin_look_up(self, issuer: TokenIssuer, repository: Repository) -> "asyncio.Task[tuple[str, str]]":
-        return self._flights.begin((issuer.app, repository.key[0]), lambda: self._look_up(issuer, repository))
+        """Return the look-up under way for the owner, which may be of another repository of theirs."""
+        flight = self._flights.begin((issuer.app, repository.key[0]), lambda: self._look_up(issuer, repository))
+        self._subjects.setdefault(flight, repository.key)
+        return flight
 
     async def _look_up(self, issuer: TokenIssuer, repository: Repository) -> tuple[str, str]:
         app = issuer.app
@@ -100,10 +134,9 @@ class Lookups:
                 # 404 says "not installed", "not selected", "does not exist" alike: the owner tells them apart.
                 installation = await self._asking(issuer, lambda: issuer.find_by_owner(repository.owner))
         except (Failed, asyncio.CancelledError):  # time may be out
-            self._routes.learn_failure(app, repository.owner, self._clock.boot())
+            self._routes.learn_failure(app, repository, self._clock.boot())
             raise
         if place is not None:
-            self._routes.forget(app, repository)
             self._routes.learn(app, repository, place, self._clock.boot())
             return repository.key
         self._routes.forget(app, repository)

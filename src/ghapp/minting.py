@@ -45,11 +45,6 @@ class Order:
     old: bool = False
     """Known by a place that is too old: nothing is to be minted."""
 
-    @property
-    def asked_of(self) -> str:
-        """The owner in the request, who may have had the repository once."""
-        return self.owner if self.repository is None else self.repository.owner
-
 
 class Minting:
     """Holds, mints and renews leases; nothing while the daemon is locked, nor for a grant that was closed."""
@@ -153,8 +148,10 @@ class Minting:
         return fresh
 
     def _is_last_resort(self, order: "Order") -> bool:
-        app, now = order.issuer.app, self._clock.boot()
-        return self._lookups.failed_lately(app, order.asked_of) or self._restraint.last_mint_failed(order.scope, now)
+        app, asked = order.issuer.app, order.repository
+        if asked is not None and self._lookups.failed_lately(app, asked):
+            return True
+        return self._restraint.last_mint_failed(order.scope, self._clock.boot())
 
     def _renew_ahead(self, order: "Order") -> None:
         """Replace the lease in the background if its end is near and somebody used it lately; else look later.

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from ghapp.errors import AppRejected, ClockRejected, Declined, Failed, GhappError, NetworkFailed, RateLimited
+from ghapp.errors import AppRejected, ClockRejected, Declined, Failed, Forbidden, GhappError, NetworkFailed, RateLimited
 
 
 MINTS_OF_A_SCOPE = 6  # a minute; an erase loop must not get the app throttled
@@ -124,12 +124,12 @@ class Restraint:
             self._proven.discard(app)
             self.remember(app, error, now())
             raise
+        except (Declined, Forbidden):
+            self._proven.add(app)
+            raise
         except Failed as error:
             if app not in self._proven:
                 self.remember(app, error, now())  # those who wait at the gate would only fail alike
-            raise
-        except Declined:
-            self._proven.add(app)
             raise
         self._proven.add(app)
         return answer
@@ -143,9 +143,23 @@ class Restraint:
             self._refusals[key] = (error, now + error.remember)
             return
         told = [until for known, until in self._failures.values() if known is error and until > now]
+        self._keep(key, error, min([now + error.remember, *told]))
+
+    def _keep(self, key: Hashable, error: GhappError, until: float) -> None:
         while len(self._failures) >= MAX_FAILURES:
             del self._failures[next(iter(self._failures))]
-        self._failures[key] = (error, min([now + error.remember, *told]))
+        self._failures[key] = (error, until)
+
+    def remember_request(self, key: Hashable, error: GhappError, now: float) -> None:
+        """As `remember`; of what is known of an app, for a moment, and never beyond its end.
+
+        Another app may be free sooner, and to ask that each time would have no limit.
+        """
+        if not isinstance(error, OF_THE_APP):
+            self.remember(key, error, now)
+            return
+        ends = [until for known, until in self._refusals.values() if known is error]
+        self._keep(key, error, min([now + min(error.remember, Failed.remember), *ends]))
 
     def raise_remembered(self, key: Hashable, now: float) -> None:
         """Raise what is remembered for `key`."""

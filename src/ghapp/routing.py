@@ -83,7 +83,7 @@ class Routes:
         self._moved: dict[tuple[str, tuple[str, str]], tuple[Place, float]] = {}
         self._unselected: dict[tuple[str, tuple[str, str]], float] = {}
         self._lists: dict[str, tuple[tuple[Installation, ...], float]] = {}
-        self._failures: dict[tuple[str, str], float] = {}
+        self._failures: dict[tuple[str, tuple[str, str]], float] = {}
 
     def find(self, app: App, repository: Repository, now: float) -> Place | Unreachable | None:
         """Return where `repository` is, or None if that has to be asked."""
@@ -104,39 +104,44 @@ class Routes:
         """Return the installation last seen on `owner`, however old that is."""
         return self._owners.get((app.name, owner.lower()), (None, 0.0))[0]
 
-    def find_old(self, app: App, repository: Repository) -> Place | None:
-        """Return where `repository` was last, however long ago, if tokens were to be had there.
+    def find_last(self, app: App, repository: Repository) -> Place | Unreachable | None:
+        """Return where `repository` was last, however long ago, or that there were no tokens to be had for it.
 
-        The worst that an old entry can do is to name an installation that is gone, whose tokens are dead.
+        The worst that an old place can do is to name an installation that is gone, whose tokens are dead.
         """
         moved = self._moved.get((app.name, repository.key))
-        installation = moved[0].installation if moved else self.installation_on(app, repository.owner)
-        if installation is None or installation.suspended:
+        if moved is None and (app.name, repository.key) in self._unselected:
+            return Unreachable.UNSELECTED
+        owner = repository.owner.lower()
+        if moved is None and (app.name, owner) not in self._owners:
             return None
+        installation = moved[0].installation if moved else self._owners[(app.name, owner)][0]
+        if installation is None or installation.suspended:
+            return Unreachable.ABSENT
         return Place(installation, moved[0].repository if moved else repository.name.lower(), old=True)
 
-    def learn_failure(self, app: App, owner: str, now: float) -> None:
-        """Remember that GitHub could not be asked about `owner`."""
-        key = (app.name, owner.lower())
+    def learn_failure(self, app: App, repository: Repository, now: float) -> None:
+        """Remember that GitHub could not be asked about `repository`."""
+        key = (app.name, repository.key)
         self._failures.pop(key, None)
         _make_room(self._failures, MAX_NEGATIVE)
         self._failures[key] = now
 
-    def failed_within(self, seconds: float, app: App, owner: str, now: float) -> bool:
-        """Tell whether GitHub could not be asked about `owner` so lately, and has not been since."""
-        return now - self._failures.get((app.name, owner.lower()), float("-inf")) < seconds
+    def failed_within(self, seconds: float, app: App, repository: Repository, now: float) -> bool:
+        """Tell whether GitHub could not be asked about `repository` so lately, and has not been since."""
+        return now - self._failures.get((app.name, repository.key), float("-inf")) < seconds
 
     def learn(self, app: App, repository: Repository, place: Place, now: float) -> None:
-        """Remember what GitHub said of `repository`."""
+        """Remember what GitHub said of `repository`; of one that moved it says nothing about the former owner."""
+        for book in (self._moved, self._unselected, self._failures):
+            book.pop((app.name, repository.key), None)
         if isinstance(place.repository, int):
             self._moved[(app.name, repository.key)] = (place, now)
-            self._failures.pop((app.name, repository.key[0]), None)
         else:
             self.learn_owner(app, repository.owner, place.installation, now)
 
     def learn_owner(self, app: App, owner: str, installation: Installation | None, now: float) -> None:
         """Remember the installation of `owner`, or that there is none."""
-        self._failures.pop((app.name, owner.lower()), None)
         if installation is None:
             _make_room(self._owners, MAX_NEGATIVE)
         self._owners[(app.name, owner.lower())] = (installation, now)
@@ -148,6 +153,7 @@ class Routes:
 
     def forget(self, app: App, repository: Repository) -> None:
         """Forget all that concerns `repository` and its owner: the next request asks GitHub."""
+        self._failures.pop((app.name, repository.key), None)
         self._moved.pop((app.name, repository.key), None)
         self._unselected.pop((app.name, repository.key), None)
         self._owners.pop((app.name, repository.owner.lower()), None)
