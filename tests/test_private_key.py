@@ -166,6 +166,19 @@ def test_a_key_whose_numbers_belong_together_but_are_no_primes_is_refused(
         decode_key(encode_key(numbers.private_key(unsafe_skip_rsa_key_validation=True)))
 
 
+def test_numbers_that_are_too_large_are_refused_before_anything_is_signed_with_them() -> None:
+    p, q = ((1 << 12_000) + offset for offset in (1, 3))
+    d = pow(65537, -1, (p - 1) * (q - 1))
+    public = rsa.RSAPublicNumbers(65537, p * q)
+    numbers = rsa.RSAPrivateNumbers(p, q, d, d % (p - 1), d % (q - 1), pow(q, -1, p), public)
+    key = numbers.private_key(unsafe_skip_rsa_key_validation=True)
+
+    with pytest.raises(KeyUnavailable, match="x holds an RSA key of 24001 bits, and 16384 are the most"):
+        load_key(pem(key), source="x", known=True)
+    with pytest.raises(KeyUnavailable, match="damaged"):
+        decode_key(encode_key(key))
+
+
 def as_pem(der: bytearray) -> bytes:
     lines = base64.encodebytes(der)
     return b"-----BEGIN RSA PRIVATE KEY-----\n" + lines + b"-----END RSA PRIVATE KEY-----\n"
