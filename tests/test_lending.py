@@ -8,8 +8,9 @@ import shlex
 import shutil
 import stat
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from unittest.mock import Mock
 
 import pytest
@@ -452,6 +453,29 @@ async def test_a_grant_is_replaced_in_its_directory_and_the_tokens_of_the_first_
     assert [each["name"] for each in (await ghapp.asked("grant", "list", "--json")).json()] == ["rocket", "other"]
     await lend(ghapp, "acme/rocket", "--name", "Other", "--replace")
     assert [each["name"] for each in (await ghapp.asked("grant", "list", "--json")).json()] == ["rocket", "Other"]
+
+
+@pytest.fixture
+def full() -> Iterator[IO[str]]:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    with Path("/dev/full").open("w", encoding="utf-8") as file:
+        yield file
+
+
+@pytest.mark.parametrize("form", ["--json", "--read-only"])
+async def test_a_grant_that_nobody_hears_of_is_not_lent(
+    served: Daemon, full: IO[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", full)
+        code = await asyncio.to_thread(cli.run, ["grant", "create", "acme/rocket", "--name", "rocket", form])
+
+    assert code == 1
+    assert capsys.readouterr().err == (
+        "grant rocket has ended; revoked 0 tokens\nghapp: error: No space left on device\n"
+    )
+    assert len(served._lending) == 0
 
 
 @pytest.mark.usefixtures("served")

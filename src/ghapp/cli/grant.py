@@ -181,13 +181,21 @@ def create(
         name=name,
         uids=list(uids),
     )
+    try:
+        _show_lent(found, seconds, stays=name is not None, as_json=as_json)
+    except BaseException:  # a full disk, a pipe that nobody reads, ^C: nobody knows of it, and nobody would end it
+        _revoke(found["name"])
+        raise
+
+
+def _show_lent(found: dict[str, Any], seconds: float, *, stays: bool, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
     click.echo(found["socket"])
     say(f"grant {found['name']}: {_permissions(found)} on {', '.join(found['repositories'])}")
     ends = datetime.fromisoformat(found["expires_at"]).astimezone()
-    or_else = "" if name else ", or until the daemon ends"
+    or_else = "" if stays else ", or until the daemon ends"
     say(f"for {duration(round(seconds))}, until {ends:%Y-%m-%d %H:%M:%S}{or_else}")
     hint(f"ghapp grant run-args {found['name']} {FORMS[0]}  # or {', '.join(FORMS[1:])}")
 
