@@ -1,16 +1,18 @@
 """The command line: what people and programs see."""
 
+import ast
 import asyncio
 import io
 import json
 import os
 import re
+import shlex
 import signal
 import stat
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -371,10 +373,13 @@ def test_a_key_that_another_entry_uses_stays_in_the_keyring(
     done = ghapp("app", "remove", "b")
     assert "b is forgotten; its key stays: app a uses it\n" in done.err
     assert set(keyring.keys) == shared
-    assert "brings git's configuration up to date" in done.err
+    assert done.err.endswith("as it was for that app\nghapp: hint: ghapp setup-git\n")
 
     done = ghapp("app", "remove", "a")
-    assert done.err == "a is forgotten, and its key\nghapp: hint: ghapp setup-git --undo\n"
+    assert done.err == (
+        "a is forgotten, and its key\n"
+        "git's configuration may still be as it was for that app\nghapp: hint: ghapp setup-git --undo\n"
+    )
     assert keyring.keys == {}
 
 
@@ -904,3 +909,50 @@ def test_closed_or_full_output_is_no_traceback(redirection: str) -> None:
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
     assert done.returncode in {0, 1}
+
+
+def words_of(hint: ast.expr) -> list[str]:
+    """Return a hint's words, as a shell takes them; x for what is put in. Raises `ValueError`."""
+    parts = hint.values if isinstance(hint, ast.JoinedStr) else [hint]
+    text = "".join(str(part.value) if isinstance(part, ast.Constant) else "x" for part in parts)
+    return shlex.split(text, comments=True) if text.startswith("ghapp ") else []
+
+
+def hints_in(module: Path) -> Iterator[ast.expr]:
+    """Yield what is said as a hint there, each branch of it."""
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        given = [keyword.value for keyword in node.keywords if keyword.arg == "hint"]
+        given += node.args[:1] if isinstance(node.func, ast.Name) and node.func.id == "hint" else []
+        for each in given:
+            branches = [each.body, each.orelse] if isinstance(each, ast.IfExp) else [each]
+            yield from (branch for branch in branches if isinstance(branch, ast.Constant | ast.JoinedStr))
+
+
+MODULES = sorted((ROOT / "src" / "ghapp" / "cli").rglob("*.py"))
+
+
+@pytest.mark.parametrize("module", MODULES, ids=[str(path.relative_to(ROOT / "src" / "ghapp")) for path in MODULES])
+def test_a_hint_that_begins_with_our_name_is_one_command_and_nothing_else(module: Path) -> None:
+    for hint in hints_in(module):
+        try:
+            words = words_of(hint)[1:]
+        except ValueError as error:
+            pytest.fail(f"line {hint.lineno}: {error}")
+        command: click.Command = cli.cli
+        context = click.Context(command, info_name="ghapp")
+        while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+            found = command.get_command(context, words.pop(0))
+            assert found is not None, f"line {hint.lineno}: no such command"
+            command, context = found, click.Context(found, parent=context)
+        given = words[: words.index("--")] if "--" in words else words
+        _, left_over, _ = command.make_parser(context).parse_args(given)
+        assert not left_over, f"line {hint.lineno}: {left_over} says nothing to {context.command_path}"
+
+
+def test_hints_are_found_where_they_are_said() -> None:
+    found = [words for module in MODULES for hint in hints_in(module) if (words := words_of(hint))]
+
+    assert len(found) > 20
+    assert ["ghapp", "grant", "run-args", "x", "x"] in found

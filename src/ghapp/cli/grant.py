@@ -309,7 +309,7 @@ def run_args(*, name: str, form: str) -> None:
         click.echo("\n".join(lent.for_shell(lent.settings([url], found["socket"]))))
     else:
         if len(os.fsencode(found["socket"])) > LONGEST_FOR_SSH:
-            raise GrantRefused(f"ssh takes no path as long as {found['socket']}", hint="set GHAPP_RUNTIME_DIR")
+            raise GrantRefused(f"ssh takes no path as long as {found['socket']}", hint="a shorter GHAPP_RUNTIME_DIR")
         there = f"/tmp/ghapp-{found['name']}-{found['id']}.sock"  # noqa: S108  # nobody knows the name before
         click.echo(lent.shell(["-o", "ExitOnForwardFailure=yes", "-R", f"{there}:{found['socket']}"]))
         say("on the other side, once:")

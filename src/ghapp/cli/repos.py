@@ -85,7 +85,7 @@ def _installations(owner: str | None) -> tuple[list[dict[str, Any]], bool]:
     if owner is None:
         if not everywhere and not unasked:
             say("no app of yours is installed anywhere")
-            hint("ghapp app show NAME has the link")
+            hint("ghapp app show NAME")
         return everywhere, bool(unasked)
     there = [entry for entry in everywhere if entry["account"].lower() == owner.lower()]
     if not there and not unasked:
