@@ -888,8 +888,27 @@ def test_questions_are_asked_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setattr(sys, "stdin", Terminal("n\n"))
     output.confirm("sure?", yes=True)
-    with pytest.raises(click.Abort):
+    with pytest.raises(click.ClickException, match="nothing was changed"):
         output.confirm("sure?", yes=False)
+
+
+def test_a_question_that_is_interrupted_ends_its_line(ghapp: Ghapp, key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    assert ghapp("app", "add", "acme-bot", "--app-id", "1", "--no-verify", "--signer", f"file:{key}").code == 0
+    for answer, code, end in (
+        ("", 130, "[y/N]: \nghapp: error: interrupted; nothing more was changed\n"),  # ctrl-d
+        ("n\n", 1, "[y/N]: ghapp: error: nothing was changed\n"),
+    ):
+        said = Terminal()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", said)
+            patch.setattr(sys, "stdin", Terminal(answer))
+            assert cli.run(["app", "remove", "acme-bot"]) == code
+        assert said.getvalue() == f"forget acme-bot? {end}"
+    assert [app.name for app in config.load(config.config_file()).apps] == ["acme-bot"]
 
 
 def test_no_command_is_missing_from_the_list() -> None:

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import click
 import pytest
 from command_line import Ghapp, register
 from fakes_process import end_daemon
@@ -116,9 +115,9 @@ def test_on_a_terminal_it_asks_and_no_means_no(ghapp: Ghapp, home: Path, monkeyp
     before = everything(home)
     asked = []
 
-    def answer_no(question: str, **_options: object) -> None:
+    def answer_no(question: str, **_options: object) -> bool:
         asked.append(question)
-        raise click.Abort
+        return False
 
     for stream in (sys.stdin, sys.stderr):
         monkeypatch.setattr(stream, "isatty", lambda: True)
@@ -126,6 +125,8 @@ def test_on_a_terminal_it_asks_and_no_means_no(ghapp: Ghapp, home: Path, monkeyp
 
     done = ghapp("uninstall")
 
+    assert done.code == 1
+    assert done.err.endswith("ghapp: error: nothing was changed\n")
     assert asked == ["take all of it out?"]
     assert everything(home) == before
 

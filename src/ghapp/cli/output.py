@@ -173,6 +173,16 @@ def say_no_app() -> None:
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask on a terminal and go ahead without one, as the design of the commands says; raises `click.Abort`."""
-    if not yes and sys.stdin.isatty() and sys.stderr.isatty():
-        click.confirm(question, abort=True, err=True)
+    """Ask on a terminal and go ahead without one, as the design of the commands says.
+
+    Raises `click.ClickException` after a no, and `click.Abort` after ^C or ^D.
+    """
+    if yes or not sys.stdin.isatty() or not sys.stderr.isatty():
+        return
+    try:
+        agreed = click.confirm(question, err=True)
+    except click.Abort:
+        say("")  # what follows begins a line of its own
+        raise
+    if not agreed:
+        raise click.ClickException("nothing was changed")
