@@ -105,6 +105,13 @@ def _words(param: click.Parameter, value: object) -> Iterator[str]:
         yield f"{one:g}s" if isinstance(one, float) else str(one)  # the only numbers with a fraction are durations
 
 
+def refuse_empty(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    """Refuse "", as of a variable that is not set: taken for what was not given, it would widen the question."""
+    if value == "":
+        raise click.BadParameter("'' names nothing")
+    return value
+
+
 def json_option(command: Command) -> Command:
     """Add ``--json`` to a command that reads."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(command)
