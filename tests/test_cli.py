@@ -263,6 +263,17 @@ def test_completion_scripts_are_whole(ghapp: Ghapp, shell: str) -> None:
         subprocess.run(["bash", "-n"], input=done.out, text=True, check=True)
 
 
+@pytest.mark.parametrize(("offset", "said"), [(-0.3, "0 s"), (0.4, "0 s"), (-1.2, "-1 s"), (61.0, "+61 s")])
+def test_a_clock_that_is_right_is_not_before_itself(
+    ghapp: Ghapp, monkeypatch: pytest.MonkeyPatch, offset: float, said: str
+) -> None:
+    counts = dict.fromkeys(("uptime", "rss_bytes", "leases", "mints", "hits"), 0)
+    answer = {"running": True, "version": "1", "pid": 2, "clock_offset": offset, "apps": []} | counts
+    monkeypatch.setattr("ghapp.cli.status.call_if_running", lambda _method: answer)
+
+    assert f"\nclock    {said} against GitHub\n" in ghapp("status").out
+
+
 def test_status_without_a_daemon_is_0_and_starts_none(ghapp: Ghapp) -> None:
     found = ghapp("status", "--json").json()
 
