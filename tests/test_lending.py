@@ -1,6 +1,7 @@
 """What the daemon lends: sockets that come, stay over a restart, end, and say so; and the commands for it."""
 
 import asyncio
+import csv
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from standin.model import App
 from standin.server import StandIn
 
 from ghapp import cli, config, lending
-from ghapp.cli import grant
+from ghapp.cli import grant, lent
 from ghapp.daemon import Daemon
 from ghapp.errors import DaemonFailed, GrantRefused
 from ghapp.lease import token_sha256
@@ -568,6 +569,17 @@ async def test_permissions_without_contents_serve_no_git(ghapp: Ghapp) -> None:
 
 
 def settings_of_git(given: dict[str, str], *arguments: str) -> str:
+@pytest.mark.parametrize("directory", ["/run/a,b", '/run/"a"', '/run/it\'s, "so"'])
+def test_a_directory_with_a_comma_is_one_field_of_what_docker_reads(directory: str) -> None:
+    for_shell = lent.shell(lent.for_container([], directory))
+    for_dev = json.loads(lent.for_dev_container([], directory))["mounts"][0]
+
+    for given in (shlex.split(for_shell)[1], for_dev):
+        assert '"source=' in given  # Python's reader is laxer than Go's
+        (fields,) = csv.reader([given])
+        assert sorted(fields) == ["readonly", f"source={directory}", "target=/run/ghapp", "type=bind"]
+
+
     environment = {"PATH": os.environ["PATH"], "HOME": os.environ["HOME"], "GIT_CONFIG_NOSYSTEM": "1"} | given
     return subprocess.run(
         ["git", "config", *arguments], env=environment, capture_output=True, text=True, check=True
