@@ -263,9 +263,10 @@ async def test_what_ended_or_is_no_definition_does_not_come_back(
 @pytest.mark.usefixtures("served")
 async def test_a_name_is_taken_once_and_free_again_after_the_end(ghapp: Ghapp) -> None:
     found = await lend(ghapp, "acme/rocket", "--name", "Rocket")
-    taken = await ghapp.asked("grant", "create", "acme/probe", "--name", "rocket")
+    taken = await ghapp.asked("grant", "create", "acme/probe", "acme/*", "--name", "rocket", "--uid", "7", "--uid", "8")
     assert taken.code == 1
-    assert "there is a grant rocket already (E73)\nghapp: hint: ghapp grant revoke rocket" in taken.err
+    instead = "ghapp grant create --name rocket --uid 7 --uid 8 acme/probe 'acme/*' --replace"
+    assert f"there is a grant rocket already (E73)\nghapp: hint: {instead}\n" in taken.err
     inode = Path(found["socket"]).parent.stat().st_ino
 
     await ghapp.asked("grant", "revoke", "rocket")
@@ -568,7 +569,6 @@ async def test_permissions_without_contents_serve_no_git(ghapp: Ghapp) -> None:
     assert "git needs contents (E01)\nghapp: hint: add --permission contents=read" in done.err
 
 
-def settings_of_git(given: dict[str, str], *arguments: str) -> str:
 @pytest.mark.parametrize("directory", ["/run/a,b", '/run/"a"', '/run/it\'s, "so"'])
 def test_a_directory_with_a_comma_is_one_field_of_what_docker_reads(directory: str) -> None:
     for_shell = lent.shell(lent.for_container([], directory))
@@ -580,6 +580,7 @@ def test_a_directory_with_a_comma_is_one_field_of_what_docker_reads(directory: s
         assert sorted(fields) == ["readonly", f"source={directory}", "target=/run/ghapp", "type=bind"]
 
 
+def settings_of_git(given: dict[str, str], *arguments: str) -> str:
     environment = {"PATH": os.environ["PATH"], "HOME": os.environ["HOME"], "GIT_CONFIG_NOSYSTEM": "1"} | given
     return subprocess.run(
         ["git", "config", *arguments], env=environment, capture_output=True, text=True, check=True

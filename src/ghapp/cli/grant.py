@@ -16,7 +16,7 @@ from ghapp import config
 from ghapp.cli import lent
 from ghapp.cli.daemon_client import call, call_if_running
 from ghapp.cli.host import check_host
-from ghapp.cli.output import FIRST, Group, counted, hint, json_option, print_json, print_table, say, say_error
+from ghapp.cli.output import FIRST, Group, counted, hint, json_option, print_json, print_table, say, say_error, typed
 from ghapp.cli.token import not_a_repository, parse_permissions
 from ghapp.errors import ConfigError, GhappError, GrantRefused, UsageError
 from ghapp.grant import DEFAULT_LIFE, MAX_LIFE, checked_name, patterns_of
@@ -169,18 +169,23 @@ def create(
         raise click.UsageError("--replace needs --name")
     if not config.load(config.config_file()).apps:
         raise ConfigError("no app is registered", hint=FIRST)
-    if name is not None and replace and any(each["name"].lower() == name.lower() for each in _grants()):
+    if replace and _is_lent(name):
         call("grant_revoke", name=name)
-    found = call(
-        "grant_create",
-        repositories=list(repositories),
-        host=host,
-        permissions=permissions or None,
-        read_only=read_only,
-        seconds=seconds,
-        name=name,
-        uids=list(uids),
-    )
+    try:
+        found = call(
+            "grant_create",
+            repositories=list(repositories),
+            host=host,
+            permissions=permissions or None,
+            read_only=read_only,
+            seconds=seconds,
+            name=name,
+            uids=list(uids),
+        )
+    except GhappError as error:
+        if error.code == GrantRefused.code and _is_lent(name):
+            error.hint = typed(replace=True)
+        raise
     try:
         _show_lent(found, seconds, stays=name is not None, as_json=as_json)
     except BaseException:  # a full disk, a pipe that nobody reads, ^C: nobody knows of it, and nobody would end it
@@ -322,6 +327,10 @@ def _grants() -> list[dict[str, Any]]:
     """Return what is lent; where no daemon runs, one is started, which lends again what was named."""
     found: list[dict[str, Any]] = call("grants")
     return found
+
+
+def _is_lent(name: str | None) -> bool:
+    return name is not None and any(each["name"].lower() == name.lower() for each in _grants())
 
 
 def _grant(name: str) -> dict[str, Any]:

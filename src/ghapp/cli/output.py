@@ -99,8 +99,8 @@ def _words(param: click.Parameter, value: object) -> Iterator[str]:
     if isinstance(value, bool):
         yield option if value else param.secondary_opts[0]
         return
-    several = [f"{key}={level}" for key, level in value.items()] if isinstance(value, Mapping) else [value]
-    for one in several:
+    several = [f"{key}={level}" for key, level in value.items()] if isinstance(value, Mapping) else value
+    for one in several if isinstance(several, list | tuple) else [several]:
         yield from [option] if option else []
         yield f"{one:g}s" if isinstance(one, float) else str(one)  # the only numbers with a fraction are durations
 
