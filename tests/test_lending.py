@@ -562,6 +562,19 @@ def test_without_an_app_nothing_can_be_lent(ghapp: Ghapp) -> None:
 
 
 @pytest.mark.usefixtures("served")
+async def test_an_owner_without_the_app_is_told_with_where_to_install_it(ghapp: Ghapp, github: StandIn) -> None:
+    absent = "no app of yours is installed on other (E24)\nghapp: hint:"
+
+    done = await ghapp.asked("grant", "create", "other/*")
+    github.faults.add("app", status=501)
+    unknown = await ghapp.asked("grant", "create", "other/*")
+
+    assert done.code == unknown.code == 1
+    assert f"{absent} install it: https://github.com/apps/acme-bot/installations/new\n" in done.err
+    assert f"{absent} ghapp app list\n" in unknown.err
+
+
+@pytest.mark.usefixtures("served")
 async def test_permissions_without_contents_serve_no_git(ghapp: Ghapp) -> None:
     done = await ghapp.asked("grant", "create", "acme/rocket", "--permission", "issues=write")
 
