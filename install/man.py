@@ -18,6 +18,9 @@ SHELLS = {"bash": "ghapp.bash", "zsh": "_ghapp", "fish": "ghapp.fish"}
 _EXIT = """
 .SH EXIT STATUS
 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+.br
+Of \\(lqghapp exec\\(rq: that of its command; 125 when ghapp itself fails, 126 when the command cannot be run, 127 when
+there is none.
 Errors are \\(lqghapp: error: ...\\(rq and \\(lqghapp: hint: ...\\(rq on stderr; the hint is the next command.
 """
 _FILES = """

@@ -1,16 +1,18 @@
 """The command line: what people and programs see."""
 
+import ast
 import asyncio
 import io
 import json
 import os
 import re
+import shlex
 import signal
 import stat
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +193,12 @@ def test_the_list_of_commands_cuts_no_sentence(ghapp: Ghapp) -> None:
         ["token", "a/b", "--read-only", "--permission", "issues=write"],
         ["token", "a/b", "--host", "nonsense"],
         ["token", "nonsense"],
+        ["token", ""],
+        ["log", "--repo", ""],
+        ["log", "--grant", ""],
+        ["log", "--since", ""],
+        ["repos", ""],
+        ["doctor", ""],
         ["token", "a/b", "--permission", "contents"],
         ["token", "a/b", "--permission", "contents=all"],
         ["completion", "tcsh"],
@@ -253,6 +261,17 @@ def test_completion_scripts_are_whole(ghapp: Ghapp, shell: str) -> None:
     assert "_GHAPP_COMPLETE" in done.out
     if shell == "bash":
         subprocess.run(["bash", "-n"], input=done.out, text=True, check=True)
+
+
+@pytest.mark.parametrize(("offset", "said"), [(-0.3, "0 s"), (0.4, "0 s"), (-1.2, "-1 s"), (61.0, "+61 s")])
+def test_a_clock_that_is_right_is_not_before_itself(
+    ghapp: Ghapp, monkeypatch: pytest.MonkeyPatch, offset: float, said: str
+) -> None:
+    counts = dict.fromkeys(("uptime", "rss_bytes", "leases", "mints", "hits"), 0)
+    answer = {"running": True, "version": "1", "pid": 2, "clock_offset": offset, "apps": []} | counts
+    monkeypatch.setattr("ghapp.cli.status.call_if_running", lambda _method: answer)
+
+    assert f"\nclock    {said} against GitHub\n" in ghapp("status").out
 
 
 def test_status_without_a_daemon_is_0_and_starts_none(ghapp: Ghapp) -> None:
@@ -371,10 +390,13 @@ def test_a_key_that_another_entry_uses_stays_in_the_keyring(
     done = ghapp("app", "remove", "b")
     assert "b is forgotten; its key stays: app a uses it\n" in done.err
     assert set(keyring.keys) == shared
-    assert "brings git's configuration up to date" in done.err
+    assert done.err.endswith("as it was for that app\nghapp: hint: ghapp setup-git\n")
 
     done = ghapp("app", "remove", "a")
-    assert done.err == "a is forgotten, and its key\nghapp: hint: ghapp setup-git --undo\n"
+    assert done.err == (
+        "a is forgotten, and its key\n"
+        "git's configuration may still be as it was for that app\nghapp: hint: ghapp setup-git --undo\n"
+    )
     assert keyring.keys == {}
 
 
@@ -883,8 +905,27 @@ def test_questions_are_asked_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setattr(sys, "stdin", Terminal("n\n"))
     output.confirm("sure?", yes=True)
-    with pytest.raises(click.Abort):
+    with pytest.raises(click.ClickException, match="nothing was changed"):
         output.confirm("sure?", yes=False)
+
+
+def test_a_question_that_is_interrupted_ends_its_line(ghapp: Ghapp, key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    assert ghapp("app", "add", "acme-bot", "--app-id", "1", "--no-verify", "--signer", f"file:{key}").code == 0
+    for answer, code, end in (
+        ("", 130, "[y/N]: \nghapp: error: interrupted; nothing more was changed\n"),  # ctrl-d
+        ("n\n", 1, "[y/N]: ghapp: error: nothing was changed\n"),
+    ):
+        said = Terminal()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", said)
+            patch.setattr(sys, "stdin", Terminal(answer))
+            assert cli.run(["app", "remove", "acme-bot"]) == code
+        assert said.getvalue() == f"forget acme-bot? {end}"
+    assert [app.name for app in config.load(config.config_file()).apps] == ["acme-bot"]
 
 
 def test_no_command_is_missing_from_the_list() -> None:
@@ -904,3 +945,50 @@ def test_closed_or_full_output_is_no_traceback(redirection: str) -> None:
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
     assert done.returncode in {0, 1}
+
+
+def words_of(hint: ast.expr) -> list[str]:
+    """Return a hint's words, as a shell takes them; x for what is put in. Raises `ValueError`."""
+    parts = hint.values if isinstance(hint, ast.JoinedStr) else [hint]
+    text = "".join(str(part.value) if isinstance(part, ast.Constant) else "x" for part in parts)
+    return shlex.split(text, comments=True) if text.startswith("ghapp ") else []
+
+
+def hints_in(module: Path) -> Iterator[ast.expr]:
+    """Yield what is said as a hint there, each branch of it."""
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        given = [keyword.value for keyword in node.keywords if keyword.arg == "hint"]
+        given += node.args[:1] if isinstance(node.func, ast.Name) and node.func.id == "hint" else []
+        for each in given:
+            branches = [each.body, each.orelse] if isinstance(each, ast.IfExp) else [each]
+            yield from (branch for branch in branches if isinstance(branch, ast.Constant | ast.JoinedStr))
+
+
+MODULES = sorted((ROOT / "src" / "ghapp" / "cli").rglob("*.py"))
+
+
+@pytest.mark.parametrize("module", MODULES, ids=[str(path.relative_to(ROOT / "src" / "ghapp")) for path in MODULES])
+def test_a_hint_that_begins_with_our_name_is_one_command_and_nothing_else(module: Path) -> None:
+    for hint in hints_in(module):
+        try:
+            words = words_of(hint)[1:]
+        except ValueError as error:
+            pytest.fail(f"line {hint.lineno}: {error}")
+        command: click.Command = cli.cli
+        context = click.Context(command, info_name="ghapp")
+        while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+            found = command.get_command(context, words.pop(0))
+            assert found is not None, f"line {hint.lineno}: no such command"
+            command, context = found, click.Context(found, parent=context)
+        given = words[: words.index("--")] if "--" in words else words
+        _, left_over, _ = command.make_parser(context).parse_args(given)
+        assert not left_over, f"line {hint.lineno}: {left_over} says nothing to {context.command_path}"
+
+
+def test_hints_are_found_where_they_are_said() -> None:
+    found = [words for module in MODULES for hint in hints_in(module) if (words := words_of(hint))]
+
+    assert len(found) > 20
+    assert ["ghapp", "grant", "run-args", "x", "x"] in found

@@ -9,6 +9,7 @@ from conftest import ROOT
 
 from ghapp import config, errors
 from ghapp.cli import cli, run
+from ghapp.cli import exec as execute
 
 
 DOCUMENTS = ("README.md", "ARCHITECTURE.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/lending.md")
@@ -128,3 +129,12 @@ def test_the_help_that_the_readme_shows_is_what_is_printed(
 
 def test_the_readme_shows_the_help_of_ghapp_and_of_setup() -> None:
     assert {"ghapp --help", "ghapp setup --help"} <= {command for command, _ in help_blocks()}
+
+
+@pytest.mark.parametrize("name", ["README.md", "install/man/ghapp.1"])
+def test_exit_codes_are_told_with_those_of_exec(name: str) -> None:
+    text = (ROOT / name).read_text()
+    told = text[re.search(r"Exit codes: |\.SH EXIT STATUS\n", text).end() :][:400]  # type: ignore[union-attr]
+
+    codes = (0, 1, 2, 130, execute.OURS, execute.NOT_EXECUTABLE, execute.NOT_FOUND)
+    assert [code for code in codes if not re.search(rf"\b{code}\b", told)] == []

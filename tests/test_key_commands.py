@@ -402,7 +402,8 @@ async def test_the_last_key_that_works_stays_without_force(ghapp: Ghapp, app: Ap
     done = await ghapp.asked("key", "remove", name_of(old), "--yes")
     assert done.code == 1
     assert f"error: {name_of(old)} is the last key of acme-bot that works; {name_of(new)}: GitHub does" in done.err
-    assert done.err.endswith("ghapp: hint: ghapp key add FILE --app acme-bot; or --force\n")
+    assert "; --force removes it all the same (E51)\n" in done.err
+    assert done.err.endswith("ghapp: hint: ghapp key add FILE --app acme-bot\n")
     assert references() == before
 
     assert (await ghapp.asked("key", "remove", name_of(new))).code == 0

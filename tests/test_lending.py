@@ -1,6 +1,7 @@
 """What the daemon lends: sockets that come, stay over a restart, end, and say so; and the commands for it."""
 
 import asyncio
+import csv
 import json
 import os
 import re
@@ -8,8 +9,9 @@ import shlex
 import shutil
 import stat
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from unittest.mock import Mock
 
 import pytest
@@ -20,7 +22,7 @@ from standin.model import App
 from standin.server import StandIn
 
 from ghapp import cli, config, lending
-from ghapp.cli import grant
+from ghapp.cli import grant, lent
 from ghapp.daemon import Daemon
 from ghapp.errors import DaemonFailed, GrantRefused
 from ghapp.lease import token_sha256
@@ -261,9 +263,10 @@ async def test_what_ended_or_is_no_definition_does_not_come_back(
 @pytest.mark.usefixtures("served")
 async def test_a_name_is_taken_once_and_free_again_after_the_end(ghapp: Ghapp) -> None:
     found = await lend(ghapp, "acme/rocket", "--name", "Rocket")
-    taken = await ghapp.asked("grant", "create", "acme/probe", "--name", "rocket")
+    taken = await ghapp.asked("grant", "create", "acme/probe", "acme/*", "--name", "rocket", "--uid", "7", "--uid", "8")
     assert taken.code == 1
-    assert "there is a grant rocket already (E73)\nghapp: hint: ghapp grant revoke rocket" in taken.err
+    instead = "ghapp grant create --name rocket --uid 7 --uid 8 acme/probe 'acme/*' --replace"
+    assert f"there is a grant rocket already (E73)\nghapp: hint: {instead}\n" in taken.err
     inode = Path(found["socket"]).parent.stat().st_ino
 
     await ghapp.asked("grant", "revoke", "rocket")
@@ -454,6 +457,29 @@ async def test_a_grant_is_replaced_in_its_directory_and_the_tokens_of_the_first_
     assert [each["name"] for each in (await ghapp.asked("grant", "list", "--json")).json()] == ["rocket", "Other"]
 
 
+@pytest.fixture
+def full() -> Iterator[IO[str]]:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    with Path("/dev/full").open("w", encoding="utf-8") as file:
+        yield file
+
+
+@pytest.mark.parametrize("form", ["--json", "--read-only"])
+async def test_a_grant_that_nobody_hears_of_is_not_lent(
+    served: Daemon, full: IO[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", full)
+        code = await asyncio.to_thread(cli.run, ["grant", "create", "acme/rocket", "--name", "rocket", form])
+
+    assert code == 1
+    assert capsys.readouterr().err == (
+        "grant rocket has ended; revoked 0 tokens\nghapp: error: No space left on device\n"
+    )
+    assert len(served._lending) == 0
+
+
 @pytest.mark.usefixtures("served")
 async def test_several_are_revoked_at_once_and_one_that_is_missing_holds_up_no_other(ghapp: Ghapp) -> None:
     for name in ("a", "b", "c"):
@@ -536,11 +562,35 @@ def test_without_an_app_nothing_can_be_lent(ghapp: Ghapp) -> None:
 
 
 @pytest.mark.usefixtures("served")
+async def test_an_owner_without_the_app_is_told_with_where_to_install_it(ghapp: Ghapp, github: StandIn) -> None:
+    absent = "no app of yours is installed on other (E24)\nghapp: hint:"
+
+    done = await ghapp.asked("grant", "create", "other/*")
+    github.faults.add("app", status=501)
+    unknown = await ghapp.asked("grant", "create", "other/*")
+
+    assert done.code == unknown.code == 1
+    assert f"{absent} install it: https://github.com/apps/acme-bot/installations/new\n" in done.err
+    assert f"{absent} ghapp app list\n" in unknown.err
+
+
+@pytest.mark.usefixtures("served")
 async def test_permissions_without_contents_serve_no_git(ghapp: Ghapp) -> None:
     done = await ghapp.asked("grant", "create", "acme/rocket", "--permission", "issues=write")
 
     assert done.code == 2
     assert "git needs contents (E01)\nghapp: hint: add --permission contents=read" in done.err
+
+
+@pytest.mark.parametrize("directory", ["/run/a,b", '/run/"a"', '/run/it\'s, "so"'])
+def test_a_directory_with_a_comma_is_one_field_of_what_docker_reads(directory: str) -> None:
+    for_shell = lent.shell(lent.for_container([], directory))
+    for_dev = json.loads(lent.for_dev_container([], directory))["mounts"][0]
+
+    for given in (shlex.split(for_shell)[1], for_dev):
+        assert '"source=' in given  # Python's reader is laxer than Go's
+        (fields,) = csv.reader([given])
+        assert sorted(fields) == ["readonly", f"source={directory}", "target=/run/ghapp", "type=bind"]
 
 
 def settings_of_git(given: dict[str, str], *arguments: str) -> str:

@@ -315,8 +315,8 @@ def test_what_is_missing_is_added_to_what_was_typed(ghapp: Ghapp) -> None:
     taken = ghapp("setup", "--yes", "--create", "--signer", f"file:{__file__}")
 
     assert where.err.endswith(
-        "hint: ghapp setup --host ghe.example.com --yes --app-id N --key FILE; "
-        "or a new one: ghapp setup --host ghe.example.com --yes --create\n"
+        "hint: one that is: ghapp setup --host ghe.example.com --yes --app-id N --key FILE; "
+        "a new one: ghapp setup --host ghe.example.com --yes --create\n"
     )
     assert wanted.err.endswith(
         "hint: with the defaults: ghapp setup --create --permission issues=read --permission checks=write --yes\n"

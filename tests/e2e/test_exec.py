@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from e2e.conftest import PERMISSIONS, Machine
 from e2e.test_git_versions import Chroot, chroot  # noqa: F401  # a fixture
+from e2e.test_setup import Terminal
 from fakes_process import eventually, remove_signal_handlers
 from standin.server import StandIn
 
@@ -241,6 +242,18 @@ def test_signals_are_passed_on(able: Machine, number: signal.Signals) -> None:
     assert process.wait(20) == 5
     assert alive(able.github) == []
     close(process)
+
+
+def test_a_terminal_that_hangs_up_ends_the_command_also_where_we_lead_its_session(able: Machine) -> None:
+    """As `ssh -t HOST ghapp exec ...` does: the kernel tells the session's leader, and nobody else."""
+    terminal = Terminal(able, "ghapp", "exec", "acme/rocket", "--", "sh", "-c", "echo pid $$.; exec sleep 600")
+    pid = int(terminal.expect(r"pid \d+\.")[4:-1])
+    assert len(alive(able.github)) == 1
+
+    assert terminal.hang_up() == 128 + signal.SIGHUP
+
+    eventually(lambda: not Path(f"/proc/{pid}").exists())
+    assert alive(able.github) == []
 
 
 def test_a_command_that_is_killed_leaves_no_token(able: Machine) -> None:

@@ -86,6 +86,16 @@ class Terminal:
             select.select([], [], [], 0.01)
         self.type("\x03")
 
+    def hang_up(self) -> int:
+        """Close the terminal, as a lost connection does; return the exit code, once the program has ended."""
+        os.close(self._master)
+        try:
+            return self._process.wait(LIMIT)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            raise
+
     def done(self) -> int:
         """Return the exit code, once the program has ended."""
         end = time.monotonic() + LIMIT

@@ -349,7 +349,8 @@ def remove(*, name: str, yes: bool) -> None:
         hint_at_orphan(entry)
     else:
         say(f"{name} is forgotten{_what_became_of_keys(entry, users)}")
-    hint("ghapp setup-git brings git's configuration up to date" if remaining else "ghapp setup-git --undo")
+    say("git's configuration may still be as it was for that app")
+    hint("ghapp setup-git" if remaining else "ghapp setup-git --undo")
 
 
 def _what_became_of_keys(entry: App, users: list[str]) -> str:

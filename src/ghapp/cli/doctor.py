@@ -50,7 +50,7 @@ def doctor(*, repository: str | None, fix: bool, as_json: bool) -> int:
       ghapp doctor acme/rocket
       ghapp doctor --fix
     """
-    wanted = _named(repository) if repository else None
+    wanted = _named(repository) if repository is not None else None
     found = list(_look(wanted, show=not as_json and not fix))
     if fix and _mend(found):
         found = list(_look(wanted, show=not as_json))

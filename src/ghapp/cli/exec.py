@@ -273,10 +273,13 @@ def spawn(command: Sequence[str], environment: Mapping[str, str]) -> int:
 
 
 def _next_signal() -> tuple[int, bool]:
-    """Return the next signal, and whether the kernel sent it: to all in front of the terminal."""
+    """Return the next signal, and whether the terminal sent it to all in front of it.
+
+    Not so when it hangs up: only the leader of its session is told. To be told twice, by a shell too, does no harm.
+    """
     waited_for = {*PASSED_ON, signal.SIGCHLD}
     if hasattr(signal, "sigwaitinfo"):
         info = signal.sigwaitinfo(waited_for)
-        return info.si_signo, info.si_code > 0
+        return info.si_signo, info.si_code > 0 and info.si_signo != signal.SIGHUP
     number = signal.sigwait(waited_for)  # macOS does not say
     return number, number in {signal.SIGINT, signal.SIGQUIT}

@@ -1,5 +1,6 @@
 """``ghapp grant``."""
 
+import contextlib
 import os
 import pwd
 import re
@@ -16,9 +17,9 @@ from ghapp import config
 from ghapp.cli import lent
 from ghapp.cli.daemon_client import call, call_if_running
 from ghapp.cli.host import check_host
-from ghapp.cli.output import FIRST, Group, counted, hint, json_option, print_json, print_table, say, say_error
+from ghapp.cli.output import FIRST, Group, counted, hint, json_option, print_json, print_table, say, say_error, typed
 from ghapp.cli.token import not_a_repository, parse_permissions
-from ghapp.errors import ConfigError, GhappError, GrantRefused, UsageError
+from ghapp.errors import ConfigError, GhappError, GrantRefused, NotInstalled, UsageError
 from ghapp.grant import DEFAULT_LIFE, MAX_LIFE, checked_name, patterns_of
 
 
@@ -169,25 +170,52 @@ def create(
         raise click.UsageError("--replace needs --name")
     if not config.load(config.config_file()).apps:
         raise ConfigError("no app is registered", hint=FIRST)
-    if name is not None and replace and any(each["name"].lower() == name.lower() for each in _grants()):
+    if replace and _is_lent(name):
         call("grant_revoke", name=name)
-    found = call(
-        "grant_create",
-        repositories=list(repositories),
-        host=host,
-        permissions=permissions or None,
-        read_only=read_only,
-        seconds=seconds,
-        name=name,
-        uids=list(uids),
-    )
+    try:
+        found = call(
+            "grant_create",
+            repositories=list(repositories),
+            host=host,
+            permissions=permissions or None,
+            read_only=read_only,
+            seconds=seconds,
+            name=name,
+            uids=list(uids),
+        )
+    except GhappError as error:
+        if error.code == GrantRefused.code and _is_lent(name):
+            error.hint = typed(replace=True)
+        if error.code == NotInstalled.code:
+            error.hint = _install_link(host) or "ghapp app list"
+        raise
+    try:
+        _show_lent(found, seconds, stays=name is not None, as_json=as_json)
+    except BaseException:  # a full disk, a pipe that nobody reads, ^C: nobody knows of it, and nobody would end it
+        _revoke(found["name"])
+        raise
+
+
+def _install_link(host: str) -> str:
+    """Return where the first app of `host` is installed, by GitHub's own word; "" if that cannot be had."""
+    from ghapp.cli.app import verify_app  # noqa: PLC0415  # brings much along, for a failure
+
+    for app in config.load(config.config_file()).apps:
+        if app.host == host:
+            with contextlib.suppress(GhappError):
+                return f"install it: {verify_app(app)['html_url']}/installations/new"
+            break
+    return ""
+
+
+def _show_lent(found: dict[str, Any], seconds: float, *, stays: bool, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
     click.echo(found["socket"])
     say(f"grant {found['name']}: {_permissions(found)} on {', '.join(found['repositories'])}")
     ends = datetime.fromisoformat(found["expires_at"]).astimezone()
-    or_else = "" if name else ", or until the daemon ends"
+    or_else = "" if stays else ", or until the daemon ends"
     say(f"for {duration(round(seconds))}, until {ends:%Y-%m-%d %H:%M:%S}{or_else}")
     hint(f"ghapp grant run-args {found['name']} {FORMS[0]}  # or {', '.join(FORMS[1:])}")
 
@@ -301,7 +329,7 @@ def run_args(*, name: str, form: str) -> None:
         click.echo("\n".join(lent.for_shell(lent.settings([url], found["socket"]))))
     else:
         if len(os.fsencode(found["socket"])) > LONGEST_FOR_SSH:
-            raise GrantRefused(f"ssh takes no path as long as {found['socket']}", hint="set GHAPP_RUNTIME_DIR")
+            raise GrantRefused(f"ssh takes no path as long as {found['socket']}", hint="a shorter GHAPP_RUNTIME_DIR")
         there = f"/tmp/ghapp-{found['name']}-{found['id']}.sock"  # noqa: S108  # nobody knows the name before
         click.echo(lent.shell(["-o", "ExitOnForwardFailure=yes", "-R", f"{there}:{found['socket']}"]))
         say("on the other side, once:")
@@ -314,6 +342,10 @@ def _grants() -> list[dict[str, Any]]:
     """Return what is lent; where no daemon runs, one is started, which lends again what was named."""
     found: list[dict[str, Any]] = call("grants")
     return found
+
+
+def _is_lent(name: str | None) -> bool:
+    return name is not None and any(each["name"].lower() == name.lower() for each in _grants())
 
 
 def _grant(name: str) -> dict[str, Any]:

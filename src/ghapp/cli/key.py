@@ -415,8 +415,8 @@ def _check_that_one_is_left(entry: Entry, others: Sequence[Entry]) -> None:
     last = "the last key" if this.status == ACCEPTED else "perhaps the last key"
     why = "".join(f"; {verdict.entry.name}: {verdict.error}" for verdict in (*verdicts, this) if verdict.error)
     raise ConfigError(
-        f"{entry.name} is {last} of {entry.app.name} that works{why}",
-        hint=f"ghapp key add FILE --app {shlex.quote(entry.app.name)}; or --force",
+        f"{entry.name} is {last} of {entry.app.name} that works{why}; --force removes it all the same",
+        hint=f"ghapp key add FILE --app {shlex.quote(entry.app.name)}",
     )
 
 

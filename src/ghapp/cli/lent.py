@@ -66,15 +66,20 @@ def shell(words: Sequence[str]) -> str:
 def for_container(found: Settings, directory: str) -> list[str]:
     """Return the arguments for docker's and podman's `run`: the grant's directory, read-only, and git's settings."""
     # --mount, unlike --volume, fails where the directory is gone, instead of making one.
-    words = ["--mount", f"type=bind,source={directory},target={INSIDE},readonly"]
+    words = ["--mount", f"type=bind,{_field(f'source={directory}')},target={INSIDE},readonly"]
     for name, value in variables(found).items():
         words += ["--env", f"{name}={value}"]
     return words
 
 
+def _field(text: str) -> str:
+    """Return `text` as a field of what --mount takes, which is CSV."""
+    return '"' + text.replace('"', '""') + '"' if set(text) & set(',"\r\n') else text
+
+
 def for_dev_container(found: Settings, directory: str) -> str:
     """Return what belongs into a devcontainer.json."""
-    mount = f"source={directory},target={INSIDE},type=bind,readonly"
+    mount = f"{_field(f'source={directory}')},target={INSIDE},type=bind,readonly"
     return json.dumps({"mounts": [mount], "containerEnv": variables(found)}, indent=2)
 
 

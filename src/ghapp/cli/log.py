@@ -15,7 +15,7 @@ import click
 
 from ghapp import audit, config, errors
 from ghapp.cli.grant import complete_names
-from ghapp.cli.output import json_option, printable, say
+from ghapp.cli.output import json_option, printable, refuse_empty, say
 
 
 LOOK_AGAIN = 0.25  # seconds between two looks for new lines
@@ -25,7 +25,7 @@ _MAX_LINE = 1024 * 1024  # bytes; ours are a few hundred
 
 def parse_since(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str:
     """Turn ``10m``, ``2h`` or a time into the trail's own form; a click callback."""
-    if not value:
+    if value is None:
         return ""
     match = re.fullmatch(r"(\d{1,9})([smhd])", value)
     if match:
@@ -39,8 +39,14 @@ def parse_since(_ctx: click.Context, _param: click.Parameter, value: str | None)
 @click.command(short_help="Show the audit trail.")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
 @click.option("--since", callback=parse_since, metavar="T", help="10m, 2h, 1d, or 2026-11-21T14:00.")
-@click.option("--repo", "repository", metavar="R", help="Only OWNER/REPO, or OWNER/*.")
-@click.option("--grant", metavar="NAME", shell_complete=complete_names, help="Only what went through that grant.")
+@click.option("--repo", "repository", callback=refuse_empty, metavar="R", help="Only OWNER/REPO, or OWNER/*.")
+@click.option(
+    "--grant",
+    callback=refuse_empty,
+    metavar="NAME",
+    shell_complete=complete_names,
+    help="Only what went through that grant.",
+)
 @json_option
 def log(*, follow: bool, since: str, repository: str | None, grant: str | None, as_json: bool) -> None:
     """Show who got which token when: the whole trail, the oldest first.

@@ -99,10 +99,17 @@ def _words(param: click.Parameter, value: object) -> Iterator[str]:
     if isinstance(value, bool):
         yield option if value else param.secondary_opts[0]
         return
-    several = [f"{key}={level}" for key, level in value.items()] if isinstance(value, Mapping) else [value]
-    for one in several:
+    several = [f"{key}={level}" for key, level in value.items()] if isinstance(value, Mapping) else value
+    for one in several if isinstance(several, list | tuple) else [several]:
         yield from [option] if option else []
         yield f"{one:g}s" if isinstance(one, float) else str(one)  # the only numbers with a fraction are durations
+
+
+def refuse_empty(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    """Refuse "", as of a variable that is not set: taken for what was not given, it would widen the question."""
+    if value == "":
+        raise click.BadParameter("'' names nothing")
+    return value
 
 
 def json_option(command: Command) -> Command:
@@ -173,6 +180,16 @@ def say_no_app() -> None:
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask on a terminal and go ahead without one, as the design of the commands says; raises `click.Abort`."""
-    if not yes and sys.stdin.isatty() and sys.stderr.isatty():
-        click.confirm(question, abort=True, err=True)
+    """Ask on a terminal and go ahead without one, as the design of the commands says.
+
+    Raises `click.ClickException` after a no, and `click.Abort` after ^C or ^D.
+    """
+    if yes or not sys.stdin.isatty() or not sys.stderr.isatty():
+        return
+    try:
+        agreed = click.confirm(question, err=True)
+    except click.Abort:
+        say("")  # what follows begins a line of its own
+        raise
+    if not agreed:
+        raise click.ClickException("nothing was changed")

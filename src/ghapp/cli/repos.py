@@ -8,12 +8,23 @@ import click
 from ghapp import config
 from ghapp.cli.daemon_client import call
 from ghapp.cli.installations import ask_each
-from ghapp.cli.output import hint, json_option, print_json, print_table, printable, say, say_error, say_no_app, warn
+from ghapp.cli.output import (
+    hint,
+    json_option,
+    print_json,
+    print_table,
+    printable,
+    refuse_empty,
+    say,
+    say_error,
+    say_no_app,
+    warn,
+)
 from ghapp.errors import GhappError, NotInstalled
 
 
 @click.command(short_help="List the repositories that the apps can reach.")
-@click.argument("owner", required=False)
+@click.argument("owner", required=False, callback=refuse_empty)
 @json_option
 def repos(*, owner: str | None, as_json: bool) -> int:
     """List the repositories that the apps can reach, asked of GitHub now.
@@ -85,7 +96,7 @@ def _installations(owner: str | None) -> tuple[list[dict[str, Any]], bool]:
     if owner is None:
         if not everywhere and not unasked:
             say("no app of yours is installed anywhere")
-            hint("ghapp app show NAME has the link")
+            hint("ghapp app show NAME")
         return everywhere, bool(unasked)
     there = [entry for entry in everywhere if entry["account"].lower() == owner.lower()]
     if not there and not unasked:

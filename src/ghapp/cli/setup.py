@@ -214,7 +214,7 @@ def _check(answers: Answers, registered: Sequence[App]) -> None:
     if not has_app and not is_terminal():
         raise UsageError(
             "which app? there is no terminal to ask on",
-            hint=f"{typed(yes=True, app_id='N', key='FILE')}; or a new one: {typed(yes=True, create=True)}",
+            hint=f"one that is: {typed(yes=True, app_id='N', key='FILE')}; a new one: {typed(yes=True, create=True)}",
         )
     if answers.key is not None and not answers.names_an_app and not answers.asks:
         raise click.UsageError("--key goes with --app-id or --client-id")

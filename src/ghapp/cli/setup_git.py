@@ -262,7 +262,7 @@ def _where_installed(
     if unasked and not entries and not still:
         raise unasked[0].error
     if not entries and not still:
-        raise NotInstalled("no app of yours is installed anywhere yet", hint="ghapp app show NAME has the link")
+        raise NotInstalled("no app of yours is installed anywhere yet", hint="ghapp app show NAME")
     return entries, unasked, still
 
 

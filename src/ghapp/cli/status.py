@@ -50,12 +50,19 @@ def status(*, as_json: bool) -> None:
     click.echo(f"tokens   {found['leases']} live, {found['mints']} minted, {found['hits']} answered without minting")
     if found.get("grants"):
         click.echo(f"grants   {found['grants']} lent; ghapp grant list")
-    click.echo(f"clock    {'not compared with GitHub yet' if offset is None else f'{offset:+.0f} s against GitHub'}")
+    click.echo(
+        f"clock    {'not compared with GitHub yet' if offset is None else f'{_signed(offset)} s against GitHub'}"
+    )
     for app in found["apps"]:
         trouble = f", in trouble: {app['trouble']}" if app["trouble"] else ""
         click.echo(f"app      {app['name']} on {app['host']}{trouble}")
     if not found["apps"]:
         click.echo(f"app      none; {FIRST}")
+
+
+def _signed(offset: float) -> str:
+    """Return whole seconds with their sign; 0 has none."""
+    return f"{round(offset):+d}" if round(offset) else "0"
 
 
 def _show_configuration() -> None:

@@ -97,7 +97,7 @@ def _look(*, keep_keys: bool) -> Found:
         configured = config.load(config.config_file())
     except ConfigError as error:
         if not keep_keys:
-            raise ConfigError(error.message, hint=f"{error.hint}, or: ghapp uninstall --keep-keys") from None
+            raise ConfigError(f"{error.message}; --keep-keys does without it", hint=error.hint) from None
         configured = Config()  # it goes as it is
     references = sorted({reference for app in configured.apps for reference in app.keys})
     runtime = Path(paths.runtime_dir())
