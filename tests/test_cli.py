@@ -966,7 +966,7 @@ def hints_in(module: Path) -> Iterator[ast.expr]:
             yield from (branch for branch in branches if isinstance(branch, ast.Constant | ast.JoinedStr))
 
 
-MODULES = sorted((ROOT / "src" / "ghapp" / "cli").rglob("*.py"))
+MODULES = sorted((ROOT / "src" / "ghapp").rglob("*.py"))
 
 
 @pytest.mark.parametrize("module", MODULES, ids=[str(path.relative_to(ROOT / "src" / "ghapp")) for path in MODULES])

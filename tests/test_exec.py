@@ -281,4 +281,7 @@ async def test_who_asks_for_what_cannot_be_had_gets_no_session(served: Daemon) -
         await begin(repositories=["acme/nowhere"])
     with pytest.raises(GhappError, match="one owner"):
         await begin(repositories=["acme/rocket", "other/thing"])
+    with pytest.raises(GhappError, match="no app of yours is installed on other") as caught:
+        await begin(repositories=["other/thing"])
+    assert caught.value.hint == "install it: https://github.com/apps/acme-bot/installations/new"
     assert len(served._lending) == 0

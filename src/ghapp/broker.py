@@ -562,7 +562,7 @@ def _lendable_on(
 
 
 def _not_installed(repository: Repository) -> NotInstalled:
-    return NotInstalled(f"no app of yours is installed on {repository.owner}", hint="ghapp app list shows the apps")
+    return NotInstalled(f"no app of yours is installed on {repository.owner}", hint="ghapp app list")
 
 
 def _foreign_user(query: Query) -> ForeignUser:

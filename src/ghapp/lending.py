@@ -414,7 +414,8 @@ class Lending:
         try:
             config.write_atomically(path, json.dumps(grant.to_json(), indent=1).encode() + b"\n", mode=0o600)
         except OSError as error:
-            raise GrantRefused(f"cannot write {path}: {error.strerror}", hint="df; or leave out --name") from None
+            why = f"cannot write {path}: {error.strerror}; a grant without --name needs no file"
+            raise GrantRefused(why, hint="df -h") from None
 
     def _clear(self, name: str) -> None:
         """Remove a grant's directory; of whatever else lies there nothing is touched."""

@@ -135,10 +135,8 @@ class Methods:
         await self._outside.wait_until_ready()
         named = [_repository(name) for name in repositories]
         asked = permissions_of(permissions) if permissions else None
-        try:
+        async with self._saying_where_to_install(host):
             lease = await self._broker.token(host, named, asked, read_only=read_only)
-        except NotInstalled as error:
-            raise NotInstalled(error.message, hint=await self._install_link(host) or error.hint) from None
         described = self._describe(lease)
         return {"token": lease.token} | {key: described[key] for key in ("expires_at", "permissions", "repositories")}
 
@@ -153,16 +151,17 @@ class Methods:
         uids: list[int] | None = None,
     ) -> dict[str, object]:
         await self._outside.wait_until_ready()
-        with self._lending.noting_refusals(repositories):
-            return await self._lending.create(
-                repositories,
-                host,
-                permissions=permissions,
-                read_only=read_only,
-                seconds=seconds,
-                name=name,
-                uids=uids or (),
-            )
+        async with self._saying_where_to_install(host):
+            with self._lending.noting_refusals(repositories):
+                return await self._lending.create(
+                    repositories,
+                    host,
+                    permissions=permissions,
+                    read_only=read_only,
+                    seconds=seconds,
+                    name=name,
+                    uids=uids or (),
+                )
 
     async def _grants(self) -> list[dict[str, object]]:
         return self._lending.describe()
@@ -182,13 +181,21 @@ class Methods:
     ) -> dict[str, object]:
         """Lend to whoever is connected, for as long as that is; with a token for what is not git."""
         await self._outside.wait_until_ready()
-        with self._lending.noting_refusals(repositories):
-            asked = checked_permissions(permissions, for_git=False)
-            described, lease = await self._lending.hold(
-                repositories, host, permissions=asked, read_only=read_only, name=name
-            )
+        async with self._saying_where_to_install(host):
+            with self._lending.noting_refusals(repositories):
+                asked = checked_permissions(permissions, for_git=False)
+                described, lease = await self._lending.hold(
+                    repositories, host, permissions=asked, read_only=read_only, name=name
+                )
         SESSION.get().at_end = lambda: self._lending.release(str(described["name"]))
         return described | {"token": lease.token, "owner": lease.owner}
+
+    @contextlib.asynccontextmanager
+    async def _saying_where_to_install(self, host: str) -> AsyncIterator[None]:
+        try:
+            yield
+        except NotInstalled as error:
+            raise NotInstalled(error.message, hint=await self._install_link(host) or error.hint) from None
 
     async def _install_link(self, host: str) -> str:
         """Return where the first app of `host` is installed, by GitHub's own word; "" if that cannot be had."""

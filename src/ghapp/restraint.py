@@ -183,7 +183,7 @@ class Restraint:
             if pace.recent(now) >= most:
                 wait = pace.times[0] + MINUTE - now
                 raise pace.error or RateLimited(
-                    f"{most} tokens were minted within a minute", wait=wait, hint="ghapp leases shows what is in use"
+                    f"{most} tokens were minted within a minute", wait=wait, hint="ghapp leases"
                 )
         for pace, _ in paces:
             pace.times.append(now)

@@ -1,6 +1,5 @@
 """``ghapp grant``."""
 
-import contextlib
 import os
 import pwd
 import re
@@ -19,7 +18,7 @@ from ghapp.cli.daemon_client import call, call_if_running
 from ghapp.cli.host import check_host
 from ghapp.cli.output import FIRST, Group, counted, hint, json_option, print_json, print_table, say, say_error, typed
 from ghapp.cli.token import not_a_repository, parse_permissions
-from ghapp.errors import ConfigError, GhappError, GrantRefused, NotInstalled, UsageError
+from ghapp.errors import ConfigError, GhappError, GrantRefused, UsageError
 from ghapp.grant import DEFAULT_LIFE, MAX_LIFE, checked_name, patterns_of
 
 
@@ -186,26 +185,12 @@ def create(
     except GhappError as error:
         if error.code == GrantRefused.code and _is_lent(name):
             error.hint = typed(replace=True)
-        if error.code == NotInstalled.code:
-            error.hint = _install_link(host) or "ghapp app list"
         raise
     try:
         _show_lent(found, seconds, stays=name is not None, as_json=as_json)
     except BaseException:  # a full disk, a pipe that nobody reads, ^C: nobody knows of it, and nobody would end it
         _revoke(found["name"])
         raise
-
-
-def _install_link(host: str) -> str:
-    """Return where the first app of `host` is installed, by GitHub's own word; "" if that cannot be had."""
-    from ghapp.cli.app import verify_app  # noqa: PLC0415  # brings much along, for a failure
-
-    for app in config.load(config.config_file()).apps:
-        if app.host == host:
-            with contextlib.suppress(GhappError):
-                return f"install it: {verify_app(app)['html_url']}/installations/new"
-            break
-    return ""
 
 
 def _show_lent(found: dict[str, Any], seconds: float, *, stays: bool, as_json: bool) -> None:
