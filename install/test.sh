@@ -22,7 +22,7 @@ COVERAGE=95 # percent of lines and branches, by the unit tests alone
 BETWEEN='activation audit autostart broker client control daemon grant invariants keystore lease lending listener
 loopback process server watchdog wire'
 
-PACKAGES='bash bubblewrap busybox chromium dash dbus debootstrap gh git git-lfs gnome-keyring golang-go groff-base man-db
+PACKAGES='bash bubblewrap busybox chromium dash dbus debootstrap gh git git-lfs gnome-keyring golang-go groff-base ksh man-db mksh
 openssh-client openssh-server pipx procps python3-venv shellcheck strace systemd'
 # Where they are not, from wherever: Debian's are large.
 OFTEN_HERE='cargo npm'
