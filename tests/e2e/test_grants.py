@@ -216,8 +216,8 @@ def test_a_daemon_that_is_killed_lends_again_what_was_named(machine: Machine) ->
 
 
 def test_what_run_args_prints_for_a_shell_works_when_it_is_pasted(machine: Machine) -> None:
-    set_up(machine)
     machine.env["GHAPP_RUNTIME_DIR"] = str(machine.home / "a path with 'quotes' in it")
+    set_up(machine)
     lend(machine, "acme/rocket", "--name", "rocket")
     paste = 'eval "$(ghapp grant run-args rocket env)" && '
 
