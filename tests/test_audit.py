@@ -239,13 +239,16 @@ def test_naming_the_caller_and_noting_an_answer_costs_less_than_a_millisecond(tr
 async def test_what_is_begun_for_a_caller_is_named_after_it_and_what_others_do_is_not(
     trail: Audit, directory: Path
 ) -> None:
+    begun = asyncio.Event()
+
     async def later(action: str) -> None:
-        await asyncio.sleep(0)
+        await begun.wait()
         trail.record(action, "ok")
 
     with trail.called_by(Peer(0, 77)):
         mine = asyncio.create_task(later("mint"))
     other = asyncio.create_task(later("revocation"))
+    begun.set()
     await asyncio.gather(mine, other)
     trail.close()
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from fakes import FakeClock, ScriptedIssuer, make_app, make_installation
@@ -1782,21 +1783,11 @@ class Notes:
     def __init__(self) -> None:
         self.heard: list[tuple[str, str, str]] = []
 
-    def record(
-        self,
-        action: str,
-        outcome: str,
-        *,
-        repository: str = "",
-        scope: Scope | None = None,
-        lease: Lease | None = None,
-        grant: Grant | None = None,
-        seconds: float | None = None,
-    ) -> None:
-        assert grant is None
-        assert (scope is None) is not (lease is None)
-        assert seconds is None or seconds >= 0
-        self.heard.append((action, outcome, repository))
+    def record(self, action: str, outcome: str, **about: Any) -> None:
+        assert about.get("grant") is None
+        assert (about.get("scope") is None) is not (about.get("lease") is None)
+        assert about.get("seconds") is None or about["seconds"] >= 0
+        self.heard.append((action, outcome, about.get("repository", "")))
 
 
 async def test_every_answer_mint_renewal_and_revocation_is_noted(clock: FakeClock, issuer: ScriptedIssuer) -> None:

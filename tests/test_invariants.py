@@ -446,9 +446,11 @@ class Machine(RuleBasedStateMachine):
         """Tokens that may not come back."""
 
     def teardown(self) -> None:
-        for task in asyncio.all_tasks(self.world):
+        tasks = asyncio.all_tasks(self.world)
+        for task in tasks:
             task.cancel()
-        self.world.run_until_complete(asyncio.sleep(0))
+        if tasks:
+            self.world.run_until_complete(asyncio.wait(tasks))
         self.world.close()
 
     def _configure(self) -> None:

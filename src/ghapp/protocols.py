@@ -119,15 +119,5 @@ class Recorder(Protocol):
 class NoRecord:
     """Keeps nothing."""
 
-    def record(
-        self,
-        action: str,
-        outcome: str,
-        *,
-        repository: str = "",
-        scope: Scope | None = None,
-        lease: Lease | None = None,
-        grant: Grant | None = None,
-        seconds: float | None = None,
-    ) -> None:
+    def record(self, *_: object, **__: object) -> None:
         """Do nothing."""
