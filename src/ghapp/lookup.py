@@ -6,7 +6,6 @@ What is too old to mint by may still lead to a lease that lives: then it is aske
 import asyncio
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from typing import TypeVar
 
 from ghapp.credential import Repository
@@ -23,7 +22,7 @@ OF_A_REPOSITORY = (BadAnswer, Forbidden)
 
 
 class Lookups:
-    """Answers from memory, or asks; the one place where GitHub is asked about installations."""
+    """Answers the broker's questions from memory, or by asking GitHub."""
 
     def __init__(self, clock: Clock, flights: Flights, restraint: Restraint) -> None:
         self._clock = clock
@@ -75,7 +74,7 @@ class Lookups:
                     expired.append((issuer, repository))
             if any(isinstance(place, Unreachable) for place in last):
                 continue
-            places = [replace(place, old=True) for place in last if isinstance(place, Place)]
+            places = [place for place in last if isinstance(place, Place)]
             if not expired or len(places) < len(last):
                 return None
             if not all(app.serves(app.host, place.installation.account) for place in places):
@@ -166,8 +165,12 @@ class Lookups:
     def not_selected(self, app: App, repository: Repository) -> NotSelected:
         """Say that `app` does not reach `repository`, and where that is mended, as far as that is known."""
         installation = self._routes.installation_on(app, repository.owner)
-        page = installation.html_url if installation is not None else ""
-        return not_selected(app, repository, page)
+        page = (installation and installation.html_url) or f"https://{app.host}/settings/installations"
+        return NotSelected(
+            f"the app {app.name} is installed on {repository.owner}, but not on {repository.name}, or there is no such"
+            " repository",
+            hint=f"select the repository at {page}",
+        )
 
     async def find_by_owner(self, issuer: TokenIssuer, owner: str) -> Installation | None:
         """Ask GitHub for the installation on `owner`, whatever is remembered."""
@@ -175,12 +178,3 @@ class Lookups:
 
     async def _asking(self, issuer: TokenIssuer, call: Callable[[], Awaitable[Result]]) -> Result:
         return await self._restraint.asking(issuer.app.login, self._clock.boot, call)
-
-
-def not_selected(app: App, repository: Repository, page: str) -> NotSelected:
-    """Say that `app` is installed on the owner, but not on `repository`; `page` is where that is mended."""
-    return NotSelected(
-        f"the app {app.name} is installed on {repository.owner}, but not on {repository.name}, or there is no such"
-        " repository",
-        hint=f"select the repository at {page or f'https://{app.host}/settings/installations'}",
-    )
