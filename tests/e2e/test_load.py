@@ -123,6 +123,22 @@ def percentile_99(seconds: list[float]) -> float:
     return sorted(seconds)[len(seconds) * 99 // 100]
 
 
+def fastest_beside(machine: Machine, waiting: int) -> float:
+    """Return the best 99th percentile, in seconds, of up to ten rounds of gets while so many others wait.
+
+    The others are told in seconds that there is no answer for them, and a busy machine is slow now and then: a round
+    counts only if they waited to its end, and one that was not disturbed is enough.
+    """
+    rounds: list[float] = []
+    while len(rounds) < 10:
+        seconds = percentile_99(durations(machine, 50))
+        if status(machine)["connections"] <= waiting:
+            break
+        rounds.append(seconds)
+    assert rounds, f"50 gets took longer than {waiting} others wait for theirs"
+    return min(rounds)
+
+
 def log_of(machine: Machine) -> str:
     return (machine.home / ".local/state/ghapp/daemon.log").read_text()
 
@@ -262,8 +278,7 @@ def test_a_keyring_that_hangs_delays_no_answer_that_is_there_and_no_other_app(
         began = time.monotonic()
         found = get(warm, "initech/tps")
         cold = time.monotonic() - began
-        beside = min(percentile_99(durations(warm, 200)) for _ in range(3))  # a busy machine is slow now and then
-        assert status(warm)["connections"] > 100  # all through
+        beside = fastest_beside(warm, 100)
 
     show(f"beside 100 who wait for a keyring: p99 {beside * 1000:.2f} ms, another app's first mint {cold:.2f} s")
     assert beside <= max(AT_ONCE, BUSY * quiet)
@@ -306,8 +321,7 @@ def test_a_name_server_that_hangs_delays_no_answer_that_is_there_and_no_other_ap
         began = time.monotonic()
         found = get(warm)
         cold = time.monotonic() - began
-        beside = min(percentile_99(durations(warm, 200)) for _ in range(3))  # a busy machine is slow now and then
-        assert status(warm)["connections"] > 100  # all through
+        beside = fastest_beside(warm, 100)
 
     show(f"beside 100 who wait for a name server: p99 {beside * 1000:.2f} ms, another app's first mint {cold:.2f} s")
     assert beside <= max(AT_ONCE, BUSY * quiet)
