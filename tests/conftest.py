@@ -6,14 +6,16 @@ import zlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import fakes_keyring
 import pytest
 from command_line import Ghapp
+from fakes_keyring import Keyring
 from fakes_process import end_daemon, running
 from marks import files_with_secrets
 from standin.model import App
 from standin.server import StandIn
 
-from ghapp import paths
+from ghapp import config, paths
 from ghapp.daemon import Daemon
 
 
@@ -67,6 +69,16 @@ def _own_world(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
 def ghapp(capsys: pytest.CaptureFixture[str]) -> Ghapp:
     """`ghapp` in this process."""
     return Ghapp(capsys)
+
+
+@pytest.fixture
+def keyring(_own_world: Path) -> Iterator[Keyring]:
+    """A keyring in memory, named in the configuration as any other would be."""
+    config.config_file().parent.mkdir(parents=True, exist_ok=True)
+    with config.config_file().open("a") as file:
+        file.write(f'[keyring]\nbackend = "{fakes_keyring.NAME}"\n')
+    with fakes_keyring.running() as keyring:
+        yield keyring
 
 
 @pytest.fixture

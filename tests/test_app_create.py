@@ -17,16 +17,17 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
+import fakes_keyring
 import httpx
 import pytest
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from fakes_keyring import Keyring
 from fakes_process import eventually, running, soon
 from standin.client import Client
 from standin.server import StandIn
 
 from ghapp import cli, config, paths
 from ghapp.cli import app_create
-from ghapp.errors import GhappError, KeyMissing, KeyringLocked, KeyUnavailable
+from ghapp.errors import GhappError, KeyUnavailable
 from ghapp.keystore import KeyStore
 from ghapp.manifest import Draft, read_registered
 from ghapp.private_key import fingerprint, load_key
@@ -122,30 +123,6 @@ class Person:
             assert browser.post(url, data={"repositories": "rocket"}).status_code == 200
 
 
-class Keyring:
-    """A keyring in memory, whose writes may fail."""
-
-    def __init__(self) -> None:
-        self.keys: dict[str, RSAPrivateKey] = {}
-        self.written: list[str] = []
-        self.fails: Callable[[str], bool] = lambda _account: False
-
-    def read(self, account: str, *, interactive: bool = False) -> RSAPrivateKey:
-        assert interactive
-        if account not in self.keys:
-            raise KeyMissing("the key is not in the keyring")
-        return self.keys[account]
-
-    def write(self, account: str, key: RSAPrivateKey) -> None:
-        self.written.append(account)
-        if self.fails(account):
-            raise KeyringLocked("the keyring is locked", hint="somewhere else")
-        self.keys[account] = key
-
-    def delete(self, account: str) -> None:
-        self.keys.pop(account, None)
-
-
 class Terminal(io.StringIO):
     """A terminal, as far as who asks it can tell."""
 
@@ -175,13 +152,6 @@ def browser(tmp_path: Path, told: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     script.chmod(0o700)
     monkeypatch.setenv("BROWSER", str(script))
     return script
-
-
-@pytest.fixture
-def keyring(monkeypatch: pytest.MonkeyPatch) -> Keyring:
-    keyring = Keyring()
-    monkeypatch.setattr("ghapp.cli.app_create.KeyStore", lambda _backend: keyring)
-    return keyring
 
 
 @pytest.fixture
@@ -292,7 +262,7 @@ def test_in_the_main_thread_where_ctrl_c_is_ours_all_goes_the_same_way(
         eventually(lambda: told.exists() and told.read_text().endswith("\n"))
         person.go(told.read_text().strip())
 
-    keyring.fails = lambda account: not account.endswith("probe") and len(keyring.written) < 3
+    keyring.refuse("locked", "set", spare="/probe", times=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdin", Terminal("\n"))
         patch.setattr(sys, "stderr", Terminal())
@@ -546,7 +516,7 @@ def test_a_code_is_sent_again_after_a_failure_and_a_lost_answer_is_called_that(
 def test_a_keyring_that_cannot_store_is_found_out_before_the_browser_opens(
     start: Callable[..., Run], keyring: Keyring, told: Path
 ) -> None:
-    keyring.fails = lambda _account: True
+    keyring.refuse("locked")
     run = start()
 
     assert run.done() == 1
@@ -576,7 +546,7 @@ def test_a_file_that_cannot_be_written_is_found_out_before_the_browser_opens(
 def test_a_key_that_cannot_be_stored_after_all_is_lost_with_the_way_to_another(
     start: Callable[..., Run], person: Person, keyring: Keyring, github: StandIn
 ) -> None:
-    keyring.fails = lambda account: not account.endswith("probe")
+    keyring.refuse("locked", "set", spare="/probe")
     run = start("acme-bot", "--org", "acme")
     reply = person.go(run.opened())
 
@@ -599,7 +569,7 @@ def test_on_a_terminal_the_key_is_offered_another_place_until_it_has_one(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    keyring.fails = lambda account: not account.endswith("probe")
+    keyring.refuse("locked", "set", spare="/probe")
     monkeypatch.setattr(sys, "stdin", Terminal(f"\nnonsense\nfile:{tmp_path}/kept.pem\n"))
     monkeypatch.setattr(sys, "stderr", Terminal())
     run = start("acme-bot", "--no-install-wait")
@@ -737,7 +707,7 @@ async def test_ctrl_c_while_the_key_is_under_way_waits_for_it(
 ) -> None:
     hold = threading.Event()
     fault = github.faults.add(CONVERSION, hold=hold)
-    place = app_create.key_place(None, keyring)  # type: ignore[arg-type]  # a keyring in memory
+    place = app_create.key_place(None, KeyStore(fakes_keyring.NAME))
     flow = asyncio.create_task(app_create._Flow(Draft("a", "github.com"), place, browser=False).run(20))
     said: list[str] = []
 

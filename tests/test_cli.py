@@ -20,7 +20,7 @@ import click
 import pytest
 from click.shell_completion import BashComplete
 from conftest import ROOT
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from fakes_keyring import Keyring
 from fakes_process import (
     DEAF,
     WITH_PID,
@@ -39,7 +39,6 @@ from ghapp import autostart, cli, config, gitconfig, paths, process
 from ghapp.cli import daemon as daemon_commands
 from ghapp.cli import daemon_client, key_import, output
 from ghapp.cli import token as token_command
-from ghapp.errors import KeyMissing, KeyringDismissed
 
 
 PERMISSIONS = {"contents": "write", "issues": "write"}
@@ -339,35 +338,6 @@ def test_a_restart_with_a_broken_configuration_leaves_the_daemon_alone(ghapp: Gh
     assert process.lock_holder(str(directory)) == serving
 
 
-class Keyring:
-    """A keyring in memory, which may refuse to let go."""
-
-    def __init__(self) -> None:
-        self.keys: dict[str, RSAPrivateKey] = {}
-        self.locked = False
-
-    def read(self, account: str, *, interactive: bool = False) -> RSAPrivateKey:
-        assert interactive
-        if account not in self.keys:
-            raise KeyMissing("the key is not in the keyring")
-        return self.keys[account]
-
-    def write(self, account: str, key: RSAPrivateKey) -> None:
-        self.keys[account] = key
-
-    def delete(self, account: str) -> None:
-        if self.locked:
-            raise KeyringDismissed("the keyring's question was dismissed")
-        self.keys.pop(account, None)
-
-
-@pytest.fixture
-def keyring(monkeypatch: pytest.MonkeyPatch) -> Keyring:
-    keyring = Keyring()
-    monkeypatch.setattr("ghapp.cli.app.KeyStore", lambda _backend: keyring)
-    return keyring
-
-
 def add_to_keyring(ghapp: Ghapp, name: str, key: Path, number: str = "7") -> Result:
     done = ghapp("app", "add", name, "--app-id", number, "--key", key, "--no-verify")
     assert done.code == 0, done.err
@@ -405,7 +375,7 @@ def test_an_app_is_forgotten_also_when_the_keyring_is_locked(
 ) -> None:
     add_to_keyring(ghapp, "a", key)
     (account,) = keyring.keys
-    keyring.locked = True
+    keyring.refuse("dismissed", "delete")
 
     done = ghapp("app", "remove", "a")
 

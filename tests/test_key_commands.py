@@ -14,13 +14,13 @@ import pytest
 import tomlkit
 from click.shell_completion import BashComplete
 from command_line import Ghapp, Result
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from fakes_keyring import Keyring
 from fakes_process import LIMIT, running, talk
 from standin.model import App
 from standin.server import StandIn
 
 from ghapp import cli, config, paths
-from ghapp.errors import ConfigError, KeyMissing, KeyringDismissed
+from ghapp.errors import ConfigError
 from ghapp.private_key import fingerprint, load_key
 
 
@@ -454,34 +454,6 @@ async def test_a_key_whose_file_is_gone_is_removed_by_its_path(ghapp: Ghapp, app
     assert references() == [f"file:{tmp_path}/old.pem"]
 
 
-class Keyring:
-    """A keyring in memory, which may refuse to let go."""
-
-    def __init__(self) -> None:
-        self.keys: dict[str, RSAPrivateKey] = {}
-        self.locked = False
-
-    def read(self, account: str, *, interactive: bool = False) -> RSAPrivateKey:  # noqa: ARG002  # as the real one
-        if account not in self.keys:
-            raise KeyMissing("the key is not in the keyring")
-        return self.keys[account]
-
-    def write(self, account: str, key: RSAPrivateKey) -> None:
-        self.keys[account] = key
-
-    def delete(self, account: str) -> None:
-        if self.locked:
-            raise KeyringDismissed("the keyring's question was dismissed")
-        self.keys.pop(account, None)
-
-
-@pytest.fixture
-def keyring(monkeypatch: pytest.MonkeyPatch) -> Keyring:
-    keyring = Keyring()
-    monkeypatch.setattr("ghapp.cli.key.KeyStore", lambda _backend: keyring)
-    return keyring
-
-
 def add_to_keyring(ghapp: Ghapp, app: App, pem: bytes, tmp_path: Path) -> str:
     download = write(tmp_path / "download.pem", pem)
     done = ghapp("key", "add", download, "--app", app.slug, "--no-verify", "--delete-key-file", "--json")
@@ -518,7 +490,7 @@ def test_a_key_is_removed_also_when_the_keyring_is_locked(
     ghapp: Ghapp, app: App, keyring: Keyring, tmp_path: Path
 ) -> None:
     name = add_to_keyring(ghapp, app, app.add_key(), tmp_path)
-    keyring.locked = True
+    keyring.refuse("dismissed", "delete")
 
     done = ghapp("key", "remove", name, "--force")
 

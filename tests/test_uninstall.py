@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from command_line import Ghapp, register
+from fakes_keyring import Keyring
 from fakes_process import end_daemon
 from fakes_systemd import Systemctl
 from standin.model import App
@@ -15,7 +16,6 @@ from standin.server import StandIn
 
 from ghapp import config, gitconfig, paths, process
 from ghapp.cli import uninstall
-from ghapp.errors import KeyringLocked
 
 
 @pytest.fixture
@@ -173,28 +173,14 @@ def test_the_systemd_units_go_after_the_tokens_were_revoked(
     assert not (runtime / "ghapp").exists()
 
 
-class Keyring:
-    """A keyring in memory."""
-
-    def __init__(self) -> None:
-        self.deleted: list[str] = []
-        self.locked = False
-
-    def delete(self, account: str) -> None:
-        if self.locked:
-            raise KeyringLocked("the keyring is locked", hint="ghapp unlock")
-        self.deleted.append(account)
-
-
 @pytest.fixture
-def keyring(monkeypatch: pytest.MonkeyPatch) -> Keyring:
-    keyring = Keyring()
-    monkeypatch.setattr("ghapp.cli.uninstall.KeyStore", lambda _backend: keyring)
+def bot(keyring: Keyring) -> None:  # noqa: ARG001  # configured first
+    """An app with a key in the keyring and another in a file; nobody put them there."""
     table = {"name": "bot", "app_id": 7, "client_id": "Iv1", "keys": ["keyring:SHA256:a/b", "file:/k.pem"]}
     config.put_app(config.config_file(), table)
-    return keyring
 
 
+@pytest.mark.usefixtures("bot")
 def test_keys_in_the_keyring_go_too(ghapp: Ghapp, keyring: Keyring) -> None:
     done = ghapp("uninstall", "--yes")
 
@@ -204,6 +190,7 @@ def test_keys_in_the_keyring_go_too(ghapp: Ghapp, keyring: Keyring) -> None:
     assert "stays: key file /k.pem\n" in done.err
 
 
+@pytest.mark.usefixtures("bot")
 def test_keys_in_the_keyring_stay_if_that_is_wished(ghapp: Ghapp, keyring: Keyring) -> None:
     done = ghapp("uninstall", "--yes", "--keep-keys")
 
@@ -213,8 +200,9 @@ def test_keys_in_the_keyring_stay_if_that_is_wished(ghapp: Ghapp, keyring: Keyri
     assert not config.config_file().exists()
 
 
+@pytest.mark.usefixtures("bot")
 def test_a_keyring_that_refuses_keeps_the_configuration_that_names_its_keys(ghapp: Ghapp, keyring: Keyring) -> None:
-    keyring.locked = True
+    keyring.refuse("locked")
 
     failed = ghapp("uninstall", "--yes")
 
@@ -222,7 +210,7 @@ def test_a_keyring_that_refuses_keeps_the_configuration_that_names_its_keys(ghap
     assert "ghapp: warning: a key of bot is still in the keyring, and so the configuration stays" in failed.err
     assert failed.err.endswith("ghapp: hint: run it again, or: ghapp uninstall --keep-keys\n")
     assert config.config_file().exists()
-    keyring.locked = False
+    keyring.relent()
     assert ghapp("uninstall", "--yes").code == 0
     assert not config.config_file().exists()
 
