@@ -1,6 +1,7 @@
 """Options and fixtures of all suites."""
 
 import os
+import signal
 import time
 import zlib
 from collections.abc import AsyncIterator, Iterator
@@ -21,6 +22,13 @@ from ghapp.daemon import Daemon
 
 ROOT = Path(__file__).resolve().parent.parent
 DESCRIPTION = ROOT.parent / "shared" / "reference" / "github-apps-openapi.json"
+
+
+def pytest_configure() -> None:
+    """Give our children the signals that who started us in the background, or with nohup, ignores."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)  # a handler is not inherited; to be ignored is
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

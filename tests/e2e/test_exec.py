@@ -1,11 +1,13 @@
 """`ghapp exec`: a command with access, which ends when the command does, or we do, however that comes about."""
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,8 @@ from ghapp.daemon import Daemon
 
 ROCKET = "https://github.com/acme/rocket.git"
 PROBE = "https://github.com/acme/probe.git"
+
+Begin = Callable[..., "subprocess.Popen[str]"]
 
 
 def set_up(machine: Machine) -> None:
@@ -43,27 +47,32 @@ def alive(github: StandIn) -> list[str]:
     return [mint.token for mint in github.mints if github.live_token(mint.token) is not None]
 
 
-def begin(machine: Machine, *command: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        ["ghapp", "exec", "acme/rocket", "--", *command],
-        env=machine.env,
-        cwd=machine.work,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@pytest.fixture
+def begin(able: Machine) -> Iterator[Begin]:
+    """Start `ghapp exec` with a command that talks to the test; what still runs is killed."""
+    with contextlib.ExitStack() as stack:
+
+        def started(*command: str) -> "subprocess.Popen[str]":
+            process = stack.enter_context(
+                subprocess.Popen(
+                    ["ghapp", "exec", "acme/rocket", "--", *command],
+                    env=able.env,
+                    cwd=able.work,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            stack.callback(process.kill)
+            return process
+
+        yield started
 
 
 def first_line(process: "subprocess.Popen[str]") -> str:
     assert process.stdout is not None
     return process.stdout.readline().strip()
-
-
-def close(process: "subprocess.Popen[str]") -> None:
-    for stream in (process.stdin, process.stdout, process.stderr):
-        assert stream is not None
-        stream.close()
 
 
 # -- what CMD gets -----------------------------------------------------------------------------------------------
@@ -231,9 +240,9 @@ def test_a_git_that_does_not_take_our_settings_is_a_failure_of_ours(able: Machin
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
-def test_signals_are_passed_on(able: Machine, number: signal.Signals) -> None:
+def test_signals_are_passed_on(able: Machine, begin: Begin, number: signal.Signals) -> None:
     name = number.name.removeprefix("SIG")
-    process = begin(able, "sh", "-c", f"trap 'echo got {name}; exit 5' {name}; echo ready; while :; do read x; done")
+    process = begin("sh", "-c", f"trap 'echo got {name}; exit 5' {name}; echo ready; while read x; do :; done")
     assert first_line(process) == "ready"
 
     process.send_signal(number)
@@ -241,7 +250,6 @@ def test_signals_are_passed_on(able: Machine, number: signal.Signals) -> None:
     assert first_line(process) == f"got {name}"
     assert process.wait(20) == 5
     assert alive(able.github) == []
-    close(process)
 
 
 def test_a_terminal_that_hangs_up_ends_the_command_also_where_we_lead_its_session(able: Machine) -> None:
@@ -256,8 +264,8 @@ def test_a_terminal_that_hangs_up_ends_the_command_also_where_we_lead_its_sessio
     assert alive(able.github) == []
 
 
-def test_a_command_that_is_killed_leaves_no_token(able: Machine) -> None:
-    process = begin(able, "sh", "-c", "echo $$; read x")
+def test_a_command_that_is_killed_leaves_no_token(able: Machine, begin: Begin) -> None:
+    process = begin("sh", "-c", "echo $$; read x")
     pid = int(first_line(process))
     assert len(alive(able.github)) == 1
 
@@ -265,13 +273,12 @@ def test_a_command_that_is_killed_leaves_no_token(able: Machine) -> None:
 
     assert process.wait(20) == 128 + 9
     assert alive(able.github) == []
-    close(process)
 
 
-def test_one_that_is_killed_itself_leaves_no_token_and_what_it_started_no_access(able: Machine) -> None:
+def test_one_that_is_killed_itself_leaves_no_token_and_what_it_started_no_access(able: Machine, begin: Begin) -> None:
     """The daemon ends the grant: it sees the connection close, whatever closes it."""
     script = f"echo ready; read x; git ls-remote {ROCKET} 2>&1; echo status $?"
-    process = begin(able, "sh", "-c", script)
+    process = begin("sh", "-c", script)
     assert first_line(process) == "ready"
     assert len(alive(able.github)) == 1
 
@@ -286,7 +293,6 @@ def test_one_that_is_killed_itself_leaves_no_token_and_what_it_started_no_access
     said = process.stdout.read()
     assert "ghapp: error: grant exec-" in said
     assert "status 128" in said
-    close(process)
 
 
 def test_what_a_command_leaves_running_has_no_access_afterwards(able: Machine) -> None:
@@ -305,9 +311,9 @@ def test_what_a_command_leaves_running_has_no_access_afterwards(able: Machine) -
     assert "ghapp: error: grant exec-" in late.read_text()
 
 
-def test_a_daemon_that_is_restarted_meanwhile_lends_again(able: Machine) -> None:
+def test_a_daemon_that_is_restarted_meanwhile_lends_again(able: Machine, begin: Begin) -> None:
     script = f"git ls-remote {ROCKET} && echo ready && read x && git ls-remote {ROCKET} && echo ready"
-    process = begin(able, "sh", "-c", script)
+    process = begin("sh", "-c", script)
     assert "refs/heads/main" in " ".join(iter(lambda: first_line(process), "ready"))
 
     able.ghapp("daemon", "restart")
@@ -318,7 +324,6 @@ def test_a_daemon_that_is_restarted_meanwhile_lends_again(able: Machine) -> None
 
     assert "refs/heads/main" in " ".join(iter(lambda: first_line(process), "ready"))
     assert process.wait(20) == 0
-    close(process)
 
 
 # -- the second hour ---------------------------------------------------------------------------------------------
@@ -345,7 +350,7 @@ def fifos(able: Machine) -> tuple[Path, Path]:
 
 
 async def test_the_same_command_fetches_in_its_second_hour(
-    able: Machine, fifos: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    able: Machine, begin: Begin, fifos: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     able.end()
     for name in ("HOME", "XDG_RUNTIME_DIR", "HTTPS_PROXY", "SSL_CERT_FILE"):
@@ -360,7 +365,7 @@ async def test_the_same_command_fetches_in_its_second_hour(
         f"git clone -q {ROCKET} && cd rocket && git fetch; echo $? > {done}; read x < {go};"
         f" git -c credential.interactive=false fetch; echo $? > {done}"
     )
-    child = await asyncio.to_thread(begin, able, "sh", "-c", script)
+    child = await asyncio.to_thread(begin, "sh", "-c", script)
     try:
         assert await asyncio.to_thread(done.read_text) == "0\n"
         clock.ahead += 70 * 60
@@ -370,7 +375,6 @@ async def test_the_same_command_fetches_in_its_second_hour(
         assert await asyncio.to_thread(child.wait, 20) == 0
     finally:
         child.kill()
-        close(child)
         daemon._ending.set()
         await asyncio.wait_for(serving, 20)
         remove_signal_handlers()
