@@ -22,7 +22,7 @@ import httpx
 import pytest
 from fakes_keyring import Keyring
 from fakes_process import eventually, running, soon
-from standin.client import Client
+from standin.client import PATIENCE, Client
 from standin.server import StandIn
 
 from ghapp import cli, config, paths
@@ -98,7 +98,7 @@ class Person:
         self.reply = httpx.Response(0)
 
     def see(self, url: str, host: str | None = None) -> httpx.Response:
-        with httpx.Client(trust_env=False) as browser:
+        with httpx.Client(trust_env=False, timeout=PATIENCE) as browser:
             self.reply = browser.get(url, headers={} if host is None else {"Host": host})
         return self.reply
 

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 from standin import StandIn
-from standin.client import Client, as_app, git
+from standin.client import PATIENCE, Client, as_app, git
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_the_proxy_can_ask_for_a_password(tmp_path: Path) -> None:
         with Client(github) as client:
             assert client.get("/versions").status_code == 200
         with (
-            httpx.Client(proxy=f"http://127.0.0.1:{github.proxy_port}", trust_env=False) as bare,
+            httpx.Client(proxy=f"http://127.0.0.1:{github.proxy_port}", trust_env=False, timeout=PATIENCE) as bare,
             pytest.raises(httpx.ProxyError, match="407"),
         ):
             bare.get("https://api.github.com/versions")

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from standin.client import PATIENCE
 
 
 def run(directory: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -43,7 +44,7 @@ def test_a_signal_ends_it_and_it_leaves_a_summary(tmp_path: Path, number: signal
         assert load_pem_private_key(key.read_bytes(), password=None).key_size == 2048  # type: ignore[union-attr]
         assert (Path(ready["bare_repository"]) / "HEAD").exists()
         context = ssl.create_default_context(cafile=ready["ca_file"])
-        with httpx.Client(proxy=ready["proxy"], verify=context, trust_env=False) as client:
+        with httpx.Client(proxy=ready["proxy"], verify=context, trust_env=False, timeout=PATIENCE) as client:
             assert client.get("https://api.github.com/versions").status_code == 200
 
         process.send_signal(number)

@@ -14,6 +14,7 @@ from standin.server import StandIn
 
 
 API = "https://api.github.com"
+PATIENCE = 30.0  # seconds for an answer, on a machine that does much else
 
 
 def app_jwt(app: App, now: float, **claims: object) -> str:
@@ -35,6 +36,7 @@ class Client(httpx.Client):
             proxy=github.proxy_url,
             verify=ssl.create_default_context(cafile=str(github.ca_file)),
             trust_env=False,
+            timeout=PATIENCE,
         )
 
 
