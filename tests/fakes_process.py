@@ -18,7 +18,7 @@ from ghapp.daemon import Daemon
 from ghapp.protocols import Clock
 
 
-LIMIT = 8.0
+LIMIT = 20.0  # seconds, for what takes a moment
 
 
 def eventually(condition: Callable[[], object], limit: float = LIMIT) -> None:
@@ -201,6 +201,7 @@ DEAF = "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
 def end_daemon(directory: Path) -> None:
     """End the real daemon in `directory`, if there is one."""
     pid = process.lock_holder(str(directory))
+    assert pid != os.getpid(), "the daemon in this process did not end"
     if pid is not None:
         os.kill(pid, signal.SIGKILL)
         assert process.wait_for_end(pid, LIMIT)
@@ -227,7 +228,7 @@ def state_of(path: Path) -> tuple[int, int]:
 
 def wait_for_a_change(path: Path, seen: tuple[int, int], process: "subprocess.Popen[bytes]") -> None:
     """Wait until `path` is not what was seen, which may be so at once, or `process` has done all that it does."""
-    end = time.monotonic() + 4 * LIMIT  # a command line with a keyring
+    end = time.monotonic() + 2 * LIMIT  # a command line with a keyring
     while state_of(path) == seen:
         if process.poll() is not None:
             assert process.returncode == 0

@@ -285,8 +285,12 @@ async def test_two_hundred_tokens_are_revoked_at_githubs_pace(
     names = [f"more{number}" for number in range(200)]
     installation = github.installation_on(app, "acme")
     assert installation is not None
-    for name in names:
-        github.select(installation, github.add_repository(f"acme/{name}"))
+
+    def add_repositories() -> None:
+        for name in names:
+            github.select(installation, github.add_repository(f"acme/{name}"))
+
+    await asyncio.to_thread(add_repositories)  # the watchdog of the daemon in this loop would not wait for that many
     tokens = []
     for start in range(0, 200, 20):
         tokens += await mint(directory, *(f"acme/{name}" for name in names[start : start + 20]))
@@ -301,4 +305,4 @@ async def test_two_hundred_tokens_are_revoked_at_githubs_pace(
     assert (done.code, "revoked 200 tokens in" in done.err) == (0, True)
     assert ({request.status for request in deletes}, len(deletes)) == ({204}, 200)
     assert all(dead(github, *tokens))
-    assert 50 < seconds < 90
+    assert 50 < seconds < 120  # about 61 s, and a busy machine
