@@ -939,6 +939,20 @@ async def test_while_one_app_is_limited_and_the_other_refuses_the_calls_have_a_l
     assert len(second.calls) <= 20 / 3 + 1
 
 
+async def test_of_two_apps_that_are_limited_the_first_that_is_free_again_is_asked_at_once(
+    clock: FakeClock, issuer: ScriptedIssuer, second: ScriptedIssuer
+) -> None:
+    issuer.errors["find_by_repository"] = [RateLimited("wait", wait=600)]
+    second.errors["find_by_repository"] = [RateLimited("wait", wait=1)]
+    second.install("one")
+    broker = serve(clock, issuer, second)
+    assert isinstance(await refused(broker), RateLimited)
+
+    clock.advance(1)
+
+    assert (await filled(broker)).token.startswith("ghs_")
+
+
 async def test_an_app_narrowed_to_other_owners_or_another_host_is_not_asked(clock: FakeClock) -> None:
     narrowed = ScriptedIssuer(make_app(owners=("Other",)), clock)
     elsewhere = ScriptedIssuer(make_app("ghes", host="ghe.example"), clock)

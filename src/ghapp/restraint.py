@@ -151,14 +151,14 @@ class Restraint:
         self._failures[key] = (error, until)
 
     def remember_request(self, key: Hashable, error: GhappError, now: float) -> None:
-        """As `remember`; of what is known of an app, for a moment, and never beyond its end.
+        """As `remember`; of what is known of an app, for a moment, and never beyond the first end of any app's refusal.
 
         Another app may be free sooner, and to ask that each time would have no limit.
         """
         if not isinstance(error, OF_THE_APP):
             self.remember(key, error, now)
             return
-        ends = [until for known, until in self._refusals.values() if known is error]
+        ends = [until for _, until in self._refusals.values() if until > now]
         self._keep(key, error, min([now + min(error.remember, Failed.remember), *ends]))
 
     def raise_remembered(self, key: Hashable, now: float) -> None:
