@@ -139,7 +139,7 @@ def test_an_import_killed_at_any_moment_leaves_the_old_key_or_the_new_one_workin
         )
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [(["keyring"], "old"), (["keyring", "config"], "new"), (["keyring", "config", "keyring"], "new")],

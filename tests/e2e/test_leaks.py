@@ -179,7 +179,7 @@ def differences(proxy: LeakProxy, how: str) -> list[tuple[str, str | None, str |
     return found
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     "how", ["everywhere", pytest.param("all", marks=pytest.mark.slow), pytest.param("owners", marks=pytest.mark.slow)]
 )
@@ -205,7 +205,7 @@ done
 """
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_the_oracle_sees_a_leak(machine: Machine) -> None:
     """A helper that is not ours, and the same URLs: each host that it takes for GitHub is found out."""
     helper = machine.home / "careless"

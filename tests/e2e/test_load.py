@@ -492,7 +492,7 @@ def throw(machine: Machine, name: str, piece: bytes) -> bytes:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(280)
 def test_100000_pieces_of_garbage_leave_no_memory_and_no_traceback_behind(warm: Machine, show: Show) -> None:
     """Measured from when every kind has come often enough: the first of each costs memory that is used again."""
     password = get(warm)["password"]

@@ -150,7 +150,7 @@ def test_git_never_fails_while_a_key_is_replaced(machine: Machine, where: str, r
         assert [username.rpartition("SHA256:")[2] for username in desktop.usernames()] == [name_of(new)[7:]]
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_a_daemon_that_starts_with_a_dead_key_first_uses_the_other(machine: Machine) -> None:
     rotation = Rotation(machine, where="file")
     machine.ghapp(*rotation.add(rotation.app.add_key()))
@@ -210,7 +210,7 @@ def killed(machine: Machine, desktop: Session) -> KilledRotation:
     return KilledRotation(machine, desktop)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     ("changes", "count"),
     [(["keyring"], 1), (["keyring", "config"], 2)],
@@ -231,7 +231,7 @@ def test_an_addition_killed_right_after_a_step_leaves_keys_that_work(
     assert len(killed.check()) == 2
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     "changes", [["config"], ["config", "keyring"]], ids=["the configuration names one", "the old key is gone"]
 )

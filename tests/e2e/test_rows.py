@@ -444,7 +444,7 @@ def test_500_who_wait_for_a_mint_that_fails_cost_three_calls_and_each_hears_why(
     assert process.lock_holder(str(ready.sockets)) is not None
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_nobody_waits_while_a_token_is_renewed_ahead(ready: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     """1,000 gets and more, one after another, from before the renewal is due until after it."""
     github = ready.github

@@ -78,7 +78,7 @@ def test_nothing_is_left_and_the_tokens_are_dead(machine: Machine, desktop: Sess
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(280)
 def test_killed_at_any_moment_the_next_run_finds_the_rest(machine: Machine, desktop: Session, app: App) -> None:
     unfinished = 0
     for step in range(6):
