@@ -4,8 +4,10 @@ It orders the pure core and sees the world through protocols, so that every rule
 is set and an issuer that is scripted. One event loop; state is touched only on it, never half-updated across an await.
 """
 
+import secrets
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TypeVar
 
 from ghapp.credential import Credential, Query, Repository
@@ -36,7 +38,7 @@ from ghapp.installation import (
     highest,
     read_only_of,
 )
-from ghapp.lease import Lease, LeaseBook
+from ghapp.lease import MAX_LIFE, Lease, LeaseBook
 from ghapp.lookup import Lookups
 from ghapp.minting import PROBE_BUDGET, PROBE_PAUSES, Minting, NothingHeld, Order
 from ghapp.protocols import OK, Clock, NoRecord, Recorder, TokenIssuer
@@ -342,6 +344,15 @@ class Broker:
                 if found is not None and issuer.app.serves(host, found.account):
                     return _lendable_on(issuer.app, found, permissions, read_only=read_only)
         return None
+
+    def adopt(self, like: Lease, tokens: Iterable[str]) -> None:
+        """Hold tokens of a daemon before us, of the same scope as `like`, until they are ended; hand none out."""
+        ends = self._clock.boot() + MAX_LIFE
+        for token in tokens:
+            lease = replace(like, id=secrets.token_hex(6), token=token, ends=ends)
+            self._book.put(lease)
+            self._book.retire(lease.id)
+        self._book.put(like)
 
     def open_grant(self, grant: str) -> None:
         """Mint for that grant from now on, until it is closed."""

@@ -33,6 +33,8 @@ class Session:
 
     at_end: "Callable[[], asyncio.Task[Any]] | None" = None
     """Begins to end it, at once, in a task that may be waited for. Once it is set no further request is read."""
+    unheard: "Callable[[], object] | None" = None
+    """Takes back what the last request made, if nobody is there any more to hear of it."""
 
 
 SESSION: ContextVar[Session] = ContextVar("SESSION")
@@ -61,9 +63,15 @@ class ControlServer:
         with self._called_by(connection.peer):
             try:
                 while session.at_end is None and (line := await connection.read_until(b"\n", MAX_LINE)):
+                    session.unheard = None
                     answer = await self.respond(line)
-                    if answer is not None:
-                        await connection.write(answer + b"\n")
+                    try:
+                        if answer is not None:
+                            await connection.write(answer + b"\n")
+                    except OSError:
+                        if session.unheard is not None:
+                            session.unheard()
+                        raise
                 if session.at_end is not None:
                     await connection.until_closed()
             finally:

@@ -117,7 +117,8 @@ class Daemon:
             hosts=lambda: {app.host for app in self._outside.config.apps},
             ready=self._outside.wait_until_ready,
             quit_on_error=lambda: self._outside.config.quit_on_error,
-            on_error=self._note_error,
+            # Nobody in a container starts the one that would follow; whoever asks on git.sock does.
+            on_error=self._note_error if grant is None else lambda _: None,
             audit=self._audit,
             grant=grant,
         )
@@ -192,13 +193,20 @@ class Daemon:
     def _is_busy(self) -> bool:
         return self._broker.flights > 0 or any(listener.busy for listener in self._all_listeners)
 
+    def _is_irreplaceable(self) -> bool:
+        """Tell whether a daemon after us could not go on: nobody in a container starts it, and what we owe it forgets.
+
+        Nor would it be locked.
+        """
+        return self._broker.locked or len(self._lending) > 0 or self._lending.owes
+
     def _note_activity(self) -> None:
         self._watchdog.watch()
         self._last_activity = self._clock.boot()
         self._mend_sockets()
-        if self._broker.locked or len(self._lending):
-            return  # whoever follows would not be locked; nobody in a container would start them
-        if not self._ending.is_set() and (successor := self._package.successor()):
+        if self._ending.is_set() or self._broker.locked or len(self._lending):
+            return
+        if (successor := self._package.successor()) and not self._is_irreplaceable():
             log.info("ghapp %s was installed; the next request starts it", successor)
             self._ending.set()
 
@@ -219,7 +227,7 @@ class Daemon:
         if self._ending.is_set():
             return
         left = self._last_activity + limit - self._clock.boot()
-        needed = self._broker.locked or len(self._lending) or any(each.connections for each in self._listeners)
+        needed = self._is_irreplaceable() or any(each.connections for each in self._listeners)
         if left <= 0 and not needed:
             log.info("idle for %.0f s", limit)
             self._ending.set()

@@ -16,6 +16,7 @@ from ghapp.installation import LEVELS, Permissions, lesser
 
 DEFAULT_LIFE = 8 * 3600.0  # a working day
 MAX_LIFE = 366 * 86400.0  # whoever wants it for ever has forgotten it by then
+FOREVER = 253402300800  # Unix time of the year 10000, which no date names
 MAX_REPOSITORIES = 1000
 MAX_UIDS = 32
 ANY = "*"
@@ -118,6 +119,7 @@ def grant_from_json(entry: object) -> Grant:
             isinstance(entry["id"], str)
             and isinstance(entry["host"], str)
             and type(ends) in {int, float}
+            and 0 <= ends < FOREVER  # nor NaN, nor Infinity, which JSON in Python has
             and type(entry["exact"]) is type(entry["read_only"]) is bool
             and permissions.items()
             and all(isinstance(name, str) and level in LEVELS for name, level in permissions.items())

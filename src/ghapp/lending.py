@@ -8,6 +8,7 @@ listening for a while: a socket that is gone would make git ask for a password, 
 import asyncio
 import contextlib
 import contextvars
+import dataclasses
 import hashlib
 import json
 import logging
@@ -15,7 +16,7 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from ghapp.credential import Credential, Query, Repository
 from ghapp.errors import GhappError, GrantEnded, GrantRefused, UsageError
 from ghapp.grant import (
     ANY,
+    MAX_LIFE,
     Grant,
     checked_life,
     checked_name,
@@ -67,6 +69,8 @@ class Loan:
     timer: asyncio.TimerHandle | None = None
     ended: str = ""
     """Why no credential comes any more."""
+    comes_back: str = ""
+    """Why the next daemon lends it again, if it does."""
 
     async def fill(self, query: Query) -> Credential | None:
         """Return a credential of the grant. Raises `GrantEnded`, `OutsideGrant` and whatever the broker does."""
@@ -119,6 +123,16 @@ class Lending:
         return len(self._loans)
 
     @property
+    def owes(self) -> bool:
+        """Whether there are tokens of grants that have ended: nobody after us knows them."""
+        return bool(self._owed())
+
+    def _owed(self) -> set[str]:
+        """Return the grants that have ended and whose tokens GitHub did not end yet."""
+        lent = {loan.grant.key for loan in self._loans.values()}
+        return {lease.scope.grant for lease, _ in self._broker.leases() if lease.scope.grant} - lent
+
+    @property
     def listeners(self) -> list[Listener]:
         """The sockets, those of grants that have ended included."""
         loans = (*self._loans.values(), *self._ended.values())
@@ -139,7 +153,7 @@ class Lending:
             for path in sorted(self._definitions.glob("*.json")):
                 try:
                     self._restore(path)
-                except (ValueError, OSError, GhappError) as error:
+                except (ValueError, RecursionError, OSError, GhappError) as error:
                     log.error("cannot lend what %s says: %s", path, type(error).__name__)  # noqa: TRY400  # as ever
         with contextlib.suppress(OSError):  # as above
             for entry in list(self._directory.iterdir()):
@@ -147,12 +161,10 @@ class Lending:
                     self._clear(entry.name)
 
     def _restore(self, path: Path) -> None:
-        if path.stat().st_size > MAX_DEFINITION:
-            raise ValueError("the definition is too large")
-        grant = grant_from_json(json.loads(path.read_bytes()))
+        grant = grant_from_json(json.loads(_content(path)))
         if grant.name != path.stem or grant.ends is None:
             raise ValueError("the definition is another grant's")
-        left = grant.ends - self._clock.wall()
+        left = min(grant.ends - self._clock.wall(), MAX_LIFE)  # whatever clock it was written by
         if left <= 0:
             path.unlink()
             self._recorder.record("grant-end", OK, grant=grant)
@@ -170,15 +182,24 @@ class Lending:
         seconds: float,
         name: str | None = None,
         uids: Sequence[int] = (),
+        replace: bool = False,
     ) -> dict[str, object]:
-        """Lend a socket, and describe it. Raises `GhappError`: a repository that cannot be reached is told now."""
+        """Lend a socket, and describe it. Raises `GhappError`: a repository that cannot be reached is told now.
+
+        With `replace` the grant of that name ends first, once it is known that there can be another.
+        """
         patterns = patterns_of(repositories)
         wanted = checked_permissions(permissions, for_git=True)
         life, allowed = checked_life(seconds), checked_uids(list(uids))
-        self._check_free(checked_name(name) if name is not None else "")
+        taken = self._loans.get(checked_name(name).lower()) if name is not None else None
+        if taken is None or not replace:
+            self._check_free(name or "")
         lendable = await self._broker.lendable(host, patterns, wanted, read_only=read_only)
+        alive = 0
+        if replace and name is not None and (former := self._loans.get(name.lower())) is not None:
+            _, alive = await asyncio.shield(self._end(former, self._clock.wall()))
         grant = self._new(name or self._generate(patterns[0]), host, patterns, lendable)
-        grant = replace(
+        grant = dataclasses.replace(
             grant, exact=wanted is not None, read_only=read_only, ends=self._clock.wall() + life, uids=allowed
         )
         self._check_free(grant.name)  # again: GitHub took its time
@@ -191,7 +212,7 @@ class Lending:
             self._path(grant).unlink(missing_ok=True)
             raise
         self._recorder.record("grant", OK, grant=grant)
-        return self._describe(loan)
+        return self._describe(loan) | ({"not_revoked": alive} if alive else {})
 
     async def hold(
         self,
@@ -215,7 +236,9 @@ class Lending:
         try:
             lease = await self._broker.token(host, patterns, permissions, read_only=read_only, grant=grant.key)
             self._check_free(grant.name)
-            grant = replace(grant, permissions=lease.scope.permissions, exact=True, together=True, read_only=read_only)
+            grant = dataclasses.replace(
+                grant, permissions=lease.scope.permissions, exact=True, together=True, read_only=read_only
+            )
             loan = self._open(grant, kept=False, left=None)
         except BaseException:
             self._start(self._broker.close_grant(grant.key))
@@ -223,9 +246,13 @@ class Lending:
         self._recorder.record("grant", OK, grant=grant)
         return self._describe(loan), lease
 
-    def release(self, name: str) -> "asyncio.Task[tuple[int, int]]":
-        """End what somebody held, as `revoke`; what has ended stays so, and a daemon that ends revokes nothing."""
-        if name.lower() in self._loans and not self._stopped:
+    def release(self, name: str, number: str) -> "asyncio.Task[tuple[int, int]]":
+        """End what somebody held, as `revoke`; what has ended stays so, and a daemon that ends revokes nothing.
+
+        `number` is the grant's id: another one may have its name by now.
+        """
+        loan = self._loans.get(name.lower())
+        if loan is not None and loan.grant.id == number and not self._stopped:
             return self.revoke(name)
         return self._start(asyncio.sleep(0, (0, 0)))
 
@@ -300,6 +327,11 @@ class Lending:
             raise GrantRefused(gone.ended if gone else f"there is no grant {name}", hint="ghapp grant list")
         return self._end(loan, self._clock.wall())
 
+    def comes_back(self, name: str) -> str:
+        """Return why the next daemon lends again what has ended, if it does."""
+        gone = self._ended.get(name.lower())
+        return gone.comes_back if gone is not None else ""
+
     def _expire(self, loan: Loan) -> None:
         now = self._clock.wall()
         at = now if loan.grant.ends is None else min(now, loan.grant.ends)
@@ -321,20 +353,23 @@ class Lending:
         try:
             self._path(loan.grant).unlink(missing_ok=True)
         except OSError as error:
+            loan.comes_back = f"{self._path(loan.grant)} cannot be removed: {error.strerror}"
             log.error("grant %s comes back with the next daemon: %s", loan.grant.name, error.strerror)  # noqa: TRY400  # as above
         closing = self._start(self._broker.close_grant(loan.grant.key))
-        closing.add_done_callback(lambda _: self._insist(loan))
+        closing.add_done_callback(lambda task: None if task.cancelled() else self._insist(loan, task.result()[1]))
         return closing
 
-    def _insist(self, loan: Loan) -> None:
-        """Try again to end what GitHub did not end, until it has ended by itself."""
-        if any(lease.scope.grant == loan.grant.key for lease, _ in self._broker.leases()):
+    def _insist(self, loan: Loan, alive: int) -> None:
+        """Try again to end what GitHub did not end, until it has ended by itself, mints under way too."""
+        if alive:
 
-            async def again() -> None:
+            async def again() -> tuple[int, int]:
                 await asyncio.sleep(REVOKE_AGAIN)
-                await self._broker.close_grant(loan.grant.key)
+                return await self._broker.close_grant(loan.grant.key)
 
-            self._start(again()).add_done_callback(lambda task: None if task.cancelled() else self._insist(loan))
+            self._start(again()).add_done_callback(
+                lambda task: None if task.cancelled() else self._insist(loan, task.result()[1])
+            )
 
     def _bury(self, loan: Loan, *, clear: bool = True) -> None:
         """Let go of the socket of a grant that has ended."""
@@ -378,8 +413,8 @@ class Lending:
 
         Not of those that somebody holds: `exec` asks the next daemon to go on, and its command still uses its token.
         """
-        gone = [loan for loan in self._loans.values() if not loan.kept and loan.ends is not None]
-        await asyncio.gather(*(self._broker.close_grant(loan.grant.key) for loan in gone))
+        gone = {loan.grant.key for loan in self._loans.values() if not loan.kept and loan.ends is not None}
+        await asyncio.gather(*(self._broker.close_grant(key) for key in gone | self._owed()))
 
     async def aclose(self, limit: float) -> None:
         """Wait up to `limit` seconds for what is being ended, and let go of the rest."""
@@ -440,3 +475,15 @@ class Lending:
             "uids": list(grant.uids),
             "expires_at": ends and datetime.fromtimestamp(ends, tz=UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         }
+
+
+def _content(path: Path) -> bytes:
+    """Return what a definition says. Raises OSError, and `ValueError` for what is no file, or too large."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe would hold us up
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("the definition is no file")
+        content = file.read(MAX_DEFINITION + 1)
+    if len(content) > MAX_DEFINITION:
+        raise ValueError("the definition is too large")
+    return content

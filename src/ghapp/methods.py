@@ -149,11 +149,12 @@ class Methods:
         read_only: bool = False,  # noqa: FBT001, FBT002  # as above
         name: str | None = None,
         uids: list[int] | None = None,
+        replace: bool = False,  # noqa: FBT001, FBT002  # as above
     ) -> dict[str, object]:
         await self._outside.wait_until_ready()
         async with self._saying_where_to_install(host):
             with self._lending.noting_refusals(repositories):
-                return await self._lending.create(
+                lent = await self._lending.create(
                     repositories,
                     host,
                     permissions=permissions,
@@ -161,25 +162,32 @@ class Methods:
                     seconds=seconds,
                     name=name,
                     uids=uids or (),
+                    replace=replace,
                 )
+        SESSION.get().unheard = lambda: self._lending.release(str(lent["name"]), str(lent["id"]))
+        return lent
 
     async def _grants(self) -> list[dict[str, object]]:
         return self._lending.describe()
 
-    async def _grant_revoke(self, name: str) -> dict[str, int]:
+    async def _grant_revoke(self, name: str) -> dict[str, object]:
         await self._outside.wait_until_whole()  # locked or not: a token ends itself, without a key
         dead, alive = await asyncio.shield(self._lending.revoke(name))
-        return {"revoked": dead, "not_revoked": alive}
+        return {"revoked": dead, "not_revoked": alive, "comes_back": self._lending.comes_back(name)}
 
-    async def _exec(
+    async def _exec(  # noqa: PLR0917  # JSON-RPC passes them by name
         self,
         repositories: list[str],
         host: str = config.GITHUB,
         permissions: dict[str, str] | None = None,
         read_only: bool = False,  # noqa: FBT001, FBT002  # as above
         name: str | None = None,
+        former: list[str] | None = None,
     ) -> dict[str, object]:
-        """Lend to whoever is connected, for as long as that is; with a token for what is not git."""
+        """Lend to whoever is connected, for as long as that is; with a token for what is not git.
+
+        `former` are the tokens that it had from daemons before us: they end with it too.
+        """
         await self._outside.wait_until_ready()
         async with self._saying_where_to_install(host):
             with self._lending.noting_refusals(repositories):
@@ -187,7 +195,8 @@ class Methods:
                 described, lease = await self._lending.hold(
                     repositories, host, permissions=asked, read_only=read_only, name=name
                 )
-        SESSION.get().at_end = lambda: self._lending.release(str(described["name"]))
+        self._broker.adopt(lease, [str(token) for token in former or ()])
+        SESSION.get().at_end = lambda: self._lending.release(str(described["name"]), str(described["id"]))
         return described | {"token": lease.token, "owner": lease.owner}
 
     @contextlib.asynccontextmanager

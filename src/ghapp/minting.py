@@ -233,6 +233,8 @@ class Minting:
             self.raise_if_locked()
             self._check_open(scope)
         except (Locked, GrantEnded):  # meanwhile: nobody gets it
+            self._book.put(lease)  # until it is ended: whoever tries again finds it
+            self._book.retire(lease.id)
             with suppress(GhappError):
                 await self._revocations.end(lease)
             raise

@@ -62,6 +62,7 @@ class Session:
         self._params = params
         self.lent, self._connection = self._begin()
         self._params["name"] = self.lent["name"]
+        self._params["former"] = [self.lent["token"]]  # the next daemon does not know it, and is to end it all the same
         self._ending = False
         self._last_word = b""
         self._watcher = threading.Thread(target=self._watch, daemon=True)
@@ -114,6 +115,7 @@ class Session:
         while left > 0 and not self._ending:
             with contextlib.suppress(GhappError):
                 if held := hold("exec", **self._params):
+                    self._params["former"] = [*self._params["former"], held[0]["result"]["token"]]
                     self._connection.close()
                     self._connection = held[1]
                     self._connection.settimeout(None)
@@ -207,6 +209,8 @@ def _run(
         environment[SOCKET] = session.lent["socket"]
         check_last(found, environment)
         # Before there is a second thread, which takes this over; whoever comes early is not lost.
+        with contextlib.suppress(ValueError):  # only the main thread may
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as some who start us leave it, it never comes
         signal.pthread_sigmask(signal.SIG_BLOCK, {*PASSED_ON, signal.SIGCHLD})
         session.watch()
         return spawn(command, environment)

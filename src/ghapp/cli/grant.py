@@ -169,8 +169,6 @@ def create(
         raise click.UsageError("--replace needs --name")
     if not config.load(config.config_file()).apps:
         raise ConfigError("no app is registered", hint=FIRST)
-    if replace and _is_lent(name):
-        call("grant_revoke", name=name)
     try:
         found = call(
             "grant_create",
@@ -181,6 +179,7 @@ def create(
             seconds=seconds,
             name=name,
             uids=list(uids),
+            replace=replace,
         )
     except GhappError as error:
         if error.code == GrantRefused.code and _is_lent(name):
@@ -191,6 +190,8 @@ def create(
     except BaseException:  # a full disk, a pipe that nobody reads, ^C: nobody knows of it, and nobody would end it
         _revoke(found["name"])
         raise
+    if alive := found.get("not_revoked"):
+        say(f"{counted(alive, 'token')} of the grant before could not be revoked yet; the daemon tries again")
 
 
 def _show_lent(found: dict[str, Any], seconds: float, *, stays: bool, as_json: bool) -> None:
@@ -275,7 +276,9 @@ def _revoke(name: str) -> bool:
     if found["not_revoked"]:
         alive, ends = counted(found["not_revoked"], "token"), "its" if found["not_revoked"] == 1 else "their"
         say(f"{alive} could not be revoked yet; the daemon tries again until {ends} hour is over")
-    return not found["not_revoked"]
+    if found["comes_back"]:
+        say_error(f"{found['comes_back']}; the next daemon lends it again")
+    return not found["not_revoked"] and not found["comes_back"]
 
 
 @grant.command(name="run-args")

@@ -3,17 +3,18 @@
 import heapq
 import os
 import re
+import stat
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ghapp import audit, config, errors
+from ghapp import audit, config, errors, process
 from ghapp.cli.grant import complete_names
 from ghapp.cli.output import json_option, printable, refuse_empty, say
 
@@ -59,6 +60,7 @@ def log(*, follow: bool, since: str, repository: str | None, grant: str | None, 
       ghapp log --since 2h --repo acme/rocket
       ghapp log -f --grant rocket
     """
+    process.raise_descriptor_limit((audit.KEPT + 1) * (audit.GRANTS_KEPT + 16))
     trail = Trail(config.state_dir())
     found = False
     while True:
@@ -96,11 +98,18 @@ class Trail:
         self._read = {inode: offset for inode, offset in self._read.items() if inode in self._whose}
 
     def _of_series(self, files: list[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
-        for path in files:
-            with suppress(FileNotFoundError, NotADirectoryError):
-                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                with os.fdopen(descriptor, "rb") as file:
-                    yield from self._of_file(file)
+        with ExitStack() as stack:
+            opened: dict[tuple[int, int], Any] = {}
+            for path in reversed(files):  # what turns over meanwhile comes twice then, and none is missed
+                with suppress(FileNotFoundError, NotADirectoryError):
+                    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+                    file = stack.enter_context(os.fdopen(descriptor, "rb"))
+                    status = os.fstat(descriptor)
+                    if stat.S_ISREG(status.st_mode):
+                        opened.setdefault((status.st_dev, status.st_ino), file)
+            for file in reversed(list(opened.values())):
+                yield from self._of_file(file)
+                file.close()
 
     def _of_file(self, file: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         status = os.fstat(file.fileno())
