@@ -105,12 +105,13 @@ class GitConfig:
             found = [*found, entry] if entry.value else []
         return [entry for entry in found if entry.value.lower().startswith("authorization:")]
 
-    def rewritten(self, url: str) -> tuple[str, Entry | None]:
-        """Return what ``url.*.insteadOf`` makes of `url`, by the longest match, and which entry does it."""
+    def rewritten(self, url: str, *, push: bool = False) -> tuple[str, Entry | None]:
+        """Return what ``url.*.insteadOf``, or pushInsteadOf, makes of `url`, by the longest match, and which entry."""
+        name = "pushinsteadof" if push else "insteadof"
         matching = [
             entry
             for entry in self.entries
-            if (entry.section, entry.name) == ("url", "insteadof") and url.startswith(entry.value) and entry.value
+            if (entry.section, entry.name) == ("url", name) and url.startswith(entry.value) and entry.value
         ]
         if not matching:
             return url, None

@@ -247,7 +247,12 @@ def create_app(draft: Draft, place: KeyPlace, *, browser: bool = True, limit: fl
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, hard))  # the key passes through this process
     place.check(draft.host)
-    created = asyncio.run(_Flow(draft, place, browser=browser).run(limit))
+    try:
+        created = asyncio.run(_Flow(draft, place, browser=browser).run(limit))
+    except GhappError as error:
+        if error.hint.startswith("ghapp app create"):  # with --org, and all else that was typed
+            error.hint = typed(no_browser=True) if "--no-browser" in error.hint else typed()
+        raise
     while created.known is None:
         place = _another_place(created, place)
         _keep(created, place)
@@ -329,6 +334,8 @@ class _Flow:
         self._place = place
         self._browser = browser and can_open_browser(os.environ)
         self._opened = False
+        self._shown = contextlib.ExitStack()
+        """The progress, until somebody is to type."""
 
     async def run(self, limit: float) -> Created:
         """Return the app once the browser has shown how it went. Raises `GhappError`; no listener is left then."""
@@ -342,7 +349,8 @@ class _Flow:
                 say(f"opening {loopback.url}")  # before the progress, which would share its line
             helper = asyncio.create_task(self._lead_there(loopback))
             try:
-                with _progress("waiting for the browser", quiet=not self._browser):
+                with self._shown:
+                    self._shown.enter_context(_progress("waiting for the browser", quiet=not self._browser))
                     code = await loopback.code(limit)
             finally:
                 helper.cancel()
@@ -399,6 +407,7 @@ class _Flow:
             self._opened = await _open_browser(loopback.url)
             if self._opened:
                 return
+            self._shown.close()
             say("no browser could be opened")
         say(f"open this page in a browser on this machine: {loopback.url}")
         connection = os.environ.get("SSH_CONNECTION", "").split()

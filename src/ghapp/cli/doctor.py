@@ -1,7 +1,10 @@
 """``ghapp doctor``."""
 
+import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import click
 
@@ -102,10 +105,13 @@ def _show(check: Check) -> None:
 
 def _mend(found: Iterable[Check]) -> bool:
     """Run the safe hints, each once, in the order they were found; tell whether there was one."""
+    # The hints say ghapp: the one that runs now, also where PATH lacks it or has another.
+    here = str(Path(sys.argv[0]).absolute().parent)
+    env = os.environ | {"PATH": os.pathsep.join((here, os.environ.get("PATH", os.defpath)))}
     commands = list(dict.fromkeys(check.hint for check in found if check.safe and check.status in {WARN, FAIL}))
     for command in commands:
         say(f"$ {command}")
-        subprocess.run(("sh", "-c", command), timeout=FIX_SECONDS, check=False)  # noqa: S603, S607  # one of ours
+        subprocess.run(("sh", "-c", command), env=env, timeout=FIX_SECONDS, check=False)  # noqa: S603, S607  # one of ours
     return bool(commands)
 
 

@@ -510,6 +510,8 @@ def _place(answers: Answers, stem: str, *, is_new: bool) -> KeyPlace:
 
         def read(text: str) -> KeyPlace:
             signer = "keyring" if text == "keyring" else f"file:{text.removeprefix('file:')}"
+            if signer != "keyring" and "/" not in signer:  # "y" is no place for a key
+                raise click.UsageError(f"{text!r} is no path with a slash in it")
             chosen = app_create.key_place(signer, store)
             if signer != "keyring":
                 check_directory(Path(signer.removeprefix("file:")).expanduser().absolute())

@@ -29,7 +29,7 @@ SETUP = "ghapp setup-git"
 # Whose mere presence makes cargo use a transport of its own.
 CARGO_TRANSPORT = frozenset({"http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "HTTP_TIMEOUT"})
 # In curl's words, whatever they are; a status is GitHub's own answer.
-_OF_THE_NETWORK = re.compile(r"unable to access '[^']*': (?!The requested URL returned error)")
+_OF_THE_NETWORK = re.compile(r"unable to access 'https?://[^']*': (?!The requested URL returned error)")
 
 
 def check_version(ground: Ground) -> Iterator[Check]:
@@ -126,40 +126,67 @@ def _mend(entries: list[Entry]) -> str:
     return _take_out(nearer[0]) if nearer else SETUP
 
 
-def _take_out(entry: Entry) -> str:
+def _take_out(entry: Entry, *, with_value: bool = False) -> str:
+    """Return the command that takes `entry` out of the file it stands in; `with_value` leaves its other values."""
     if entry.scope == "command":
         return "unset GIT_CONFIG_COUNT GIT_CONFIG_PARAMETERS"
-    return f"git config --{entry.scope} --unset-all {quoted(entry.key)}"
+    only = f" --fixed-value {quoted(entry.key)} {quoted(entry.value)}" if with_value else f" {quoted(entry.key)}"
+    return f"git config {_where(entry)} --unset-all{only}"
+
+
+def _where(entry: Entry) -> str:
+    # An absolute path may be that of an included file, or of the second of git's two global ones.
+    return f"--file {quoted(entry.file)}" if entry.file.startswith("/") else f"--{entry.scope}"
 
 
 def _check_detours(url: str, owner: str, config: GitConfig) -> Iterator[Check]:
     """Look for what makes git not ask any helper at all."""
-    target, entry = config.rewritten(url)
-    parts = urlsplit(target)
-    if entry is not None and (parts.scheme != "https" or parts.username):
-        to = "a URL with a credential in it" if parts.password or "@" in parts.netloc else entry.subsection
+    given = urlsplit(url)
+    for name, push in (("insteadOf", False), ("pushInsteadOf", True)):
+        target, entry = config.rewritten(url, push=push)
+        parts = urlsplit(target)
+        same = (parts.scheme, parts.netloc.lower()) == (given.scheme, given.netloc)
+        if entry is None or same:
+            continue
+        has_credential = parts.scheme == "https" and "@" in parts.netloc
+        to = "a URL with a credential in it" if has_credential else entry.subsection
         # With https the key itself holds a credential, which must not be shown.
-        hint = f"git config --{entry.scope} --edit" if parts.scheme == "https" else _take_out(entry)
-        yield Check(f"url {owner}", FAIL, f"url.*.insteadOf turns {owner}'s URLs into {to}", hint)
+        hint = f"git config {_where(entry)} --edit" if has_credential else _take_out(entry, with_value=True)
+        yield Check(f"url {owner}", FAIL, f"url.*.{name} turns {owner}'s URLs into {to}", hint)
     headers = config.headers(url)
     if headers:
         why = f"{headers[0].key} sends a credential of its own for {owner}"
-        yield Check(f"header {owner}", FAIL, why, _take_out(headers[0]))
+        hint = _take_out(headers[0])  # of this key alone what is a credential; its value must not be shown
+        only = "" if headers[0].scope == "command" else " '^[Aa][Uu][Tt][Hh]'"
+        yield Check(f"header {owner}", FAIL, why, hint + only)
 
 
 def _check_remotes(ground: Ground, config: GitConfig) -> Iterator[Check]:
     """Look at the remotes of the repository here."""
-    for remote, url in config.remotes().items():
-        scp = re.fullmatch(r"(?:ssh://)?git@([^:/]+)[:/](?:\d+/)?(.+)", url)
+    ours = {(host, owner.lower()) for host, owner in ground.owners}
+    for entry in config.entries:
+        if entry.section != "remote" or entry.name not in {"url", "pushurl"}:
+            continue
+        is_push, remote = entry.name == "pushurl", entry.subsection
+        https = entry.value.startswith("https://")  # what is made of those is told for the owner
+        url = entry.value if https else config.rewritten(entry.value)[0]
+        by_ssh = "://" not in url.removeprefix("ssh://")
+        scp = re.fullmatch(r"(?:ssh://)?(?:[^@:/]+@)?([^@:/]+)[:/](?:\d+/)?(.+)", url) if by_ssh else None
         parts = urlsplit(url)
-        if scp and scp[1] in ground.hosts:
-            https = f"https://{scp[1]}/{scp[2]}"
-            hint = f"git remote set-url {quoted(remote)} {quoted(https)}"
-            yield Check(f"remote {remote}", WARN, f"{url} goes by ssh, past ghapp", hint)
-        elif parts.scheme == "https" and (parts.hostname or "") in ground.hosts and parts.password:
-            https = f"https://{parts.hostname}{parts.path}"
-            hint = f"git remote set-url {quoted(remote)} {quoted(https)}"
-            yield Check(f"remote {remote}", FAIL, "its URL holds a password, which git uses instead of ghapp", hint)
+        host, path = (scp[1].lower(), scp[2]) if scp else (parts.hostname or "", parts.path.lstrip("/"))
+        host = host.removeprefix("ssh.")  # GitHub's ssh on port 443
+        if (host, path.partition("/")[0].lower()) not in ours:
+            continue  # an owner that no app is installed on: it goes on as it does
+        hint = f"git remote set-url {'--push ' if is_push else ''}{quoted(remote)} {quoted(f'https://{host}/{path}')}"
+        name = f"remote {remote}{' (push)' if is_push else ''}"
+        if scp:
+            yield Check(name, WARN, f"{entry.value} goes by ssh, past ghapp", hint)
+        elif parts.scheme != "https":
+            yield Check(name, WARN, f"{entry.value} goes past ghapp, which answers for https alone", hint)
+        elif parts.password:
+            yield Check(name, FAIL, "its URL holds a password, which git uses instead of ghapp", hint)
+        elif (parts.username or "").lower() not in {"", "x-access-token", "git"}:
+            yield Check(name, FAIL, "its URL holds a username, so git asks for another account", hint)
 
 
 def check_other_ways(ground: Ground) -> Iterator[Check]:
@@ -304,10 +331,10 @@ def _why_not(ground: Ground, said: list[str], *, was_asked: bool) -> tuple[str, 
             call("token", host=host, repositories=[name], read_only=True)
         except GhappError as error:
             return str(error), error.hint or "ghapp status"
-    if was_asked and page is not None:
-        return why, f"select the repository at {page}"
     checks = [_check_chain(url, owner, config), *_check_detours(url, owner, config)]
     hint = next((check.hint for check in checks if check.status == FAIL and check.hint != SETUP), SETUP)
+    if was_asked and page is not None and hint == SETUP:
+        return why, f"select the repository at {page}"
     return f"git got no credential of ghapp's: {why}" if "could not read" in why else why, hint
 
 

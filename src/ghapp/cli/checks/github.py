@@ -34,6 +34,7 @@ def _ask(ground: Ground, app: App, reference: str) -> Answer:
             signer=reference,
             client_id=app.client_id,
             app_id=app.app_id,
+            name=app.name,
         )
     except GhappError as error:
         if error.code in UNREACHED:
@@ -70,6 +71,8 @@ def _check_app(ground: Ground, app: App, answers: Mapping[str, Answer]) -> Itera
             yield Check(name, WARN, f"{answer}; another key of the app works", hint)
         else:
             yield Check(name, FAIL, str(answer), answer.hint)
+    if not answers:
+        yield Check(f"key {app.name}", FAIL, f"{app.name} has no key", f"ghapp key add FILE --app {quoted(app.name)}")
     if found is None:
         yield Check(f"installations {app.name}", SKIP, "no key works")
         return

@@ -129,7 +129,10 @@ def check_state(ground: Ground) -> Iterator[Check]:  # noqa: ARG001  # as every 
     """Look at the directory of the logs."""
     directory = config.state_dir()
     existing = next(path for path in (directory, *directory.parents) if path.exists())
-    if not os.access(existing, os.W_OK):
+    if not existing.is_dir():
+        aside = f"mv {quoted(existing)} {quoted(f'{existing}.aside')}"
+        yield Check("state", WARN, f"{existing} is not a directory: nothing is logged", aside)
+    elif not os.access(existing, os.W_OK):
         yield Check("state", WARN, f"{existing} cannot be written: nothing is logged", f"ls -ld {quoted(existing)}")
     elif os.statvfs(existing).f_bavail == 0:
         yield Check("state", WARN, f"the disk of {existing} is full: nothing is logged", f"df -h {quoted(existing)}")
