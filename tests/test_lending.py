@@ -9,8 +9,9 @@ import shlex
 import shutil
 import stat
 import subprocess
+import threading
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any
 from unittest.mock import Mock
@@ -156,6 +157,65 @@ async def test_a_token_that_could_not_be_revoked_is_tried_again(
     await soon(lambda: not served._lending._tasks)
 
 
+async def test_a_token_that_is_owed_holds_the_daemon_and_is_ended_with_it(
+    ghapp: Ghapp, app: App, directory: Path, github: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del app
+    async with running(directory) as daemon:
+        found = await lend(ghapp, "acme/rocket", "--name", "rocket")
+        token = await password(found["socket"])
+        down = github.faults.add("installation/token", status=500, times=None)
+        assert (await ghapp.asked("grant", "revoke", "rocket")).code == 1
+        await soon(lambda: not any(listener.connections for listener in daemon._all_listeners))
+
+        monkeypatch.setattr(daemon._package, "successor", lambda: "9.9")
+        daemon._last_activity -= 1e6
+        daemon._watch_idleness()
+        daemon._note_activity()
+        assert not daemon._ending.is_set()
+        down.over = True
+        await asyncio.to_thread(
+            talk,
+            directory / "control.sock",
+            b'{"jsonrpc": "2.0", "id": 1, "method": "stop", "params": {"revoke": false}}\n',
+        )
+
+    assert github.live_token(token) is None
+
+
+async def test_a_token_that_was_being_minted_and_could_not_be_revoked_is_tried_again(
+    ghapp: Ghapp, served: Daemon, github: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lending, "REVOKE_AGAIN", 0.05)
+    found, let_go = await lend(ghapp, "acme/rocket", "--name", "rocket"), threading.Event()
+    probe = github.faults.add("info/refs", hold=let_go)
+    down = github.faults.add("installation/token", status=500, times=None)
+    asking = asyncio.create_task(ask(found["socket"]))
+    await asyncio.to_thread(probe.reached.wait)
+    revoking = asyncio.create_task(ghapp.asked("grant", "revoke", "rocket"))
+    await soon(lambda: not len(served._lending))
+    let_go.set()
+
+    assert "1 token could not be revoked yet" in (await revoking).err
+    assert "grant rocket ended at" in await asking
+    down.over = True
+
+    await soon(lambda: github.live_token(github.mints[-1].token) is None)
+
+
+async def test_an_outage_of_the_proxy_that_a_container_sees_takes_nothing_away(
+    ghapp: Ghapp, served: Daemon, github: StandIn
+) -> None:
+    """Who asks on git.sock starts a daemon with a newer environment; in a container nobody does."""
+    found = await lend(ghapp, "acme/rocket")
+    await asyncio.to_thread(github.proxy.end)
+
+    assert "cannot connect to the proxy" in await ask(found["socket"])
+
+    assert not served._ending.is_set()
+    assert len(served._lending) == 1
+
+
 @pytest.mark.usefixtures("served")
 async def test_erase_ends_a_token_of_the_grant_and_no_other(ghapp: Ghapp, directory: Path) -> None:
     socket = (await lend(ghapp, "acme/rocket"))["socket"]
@@ -261,6 +321,67 @@ async def test_what_ended_or_is_no_definition_does_not_come_back(
     assert not (definitions / "over.json").exists()
     assert caplog.text.count("cannot lend what") == 4
     assert (directory / "grants" / "stranger" / "precious").exists()
+
+
+@pytest.mark.parametrize("ends", ["1" + "0" * 400, "Infinity", "NaN", "1e15", "-1", "null", "true"])
+async def test_a_definition_whose_end_is_no_time_does_not_come_back_and_harms_no_other(
+    ghapp: Ghapp, app: App, directory: Path, ends: str
+) -> None:
+    del app
+    async with running(directory):
+        for name in ("bad", "good"):
+            await lend(ghapp, "acme/rocket", "--name", name)
+    (definition,) = (config.state_dir() / "grants").rglob("bad.json")
+    definition.write_text(re.sub(r'"ends": [^,]*', f'"ends": {ends}', definition.read_text()))
+
+    async with running(directory):
+        (found,) = (await ghapp.asked("grant", "list", "--json")).json()
+
+    assert found["name"] == "good"
+
+
+async def test_what_is_no_file_is_no_definition_and_harms_no_other(ghapp: Ghapp, app: App, directory: Path) -> None:
+    del app
+    async with running(directory):
+        await lend(ghapp, "acme/rocket", "--name", "good")
+    (definitions,) = {path.parent for path in (config.state_dir() / "grants").rglob("*.json")}
+    (definitions / "deep.json").write_text("[" * 60_000)
+    (definitions / "endless.json").symlink_to("/dev/zero")
+    (definitions / "directory.json").mkdir()
+    os.mkfifo(definitions / "pipe.json")
+    os.mkfifo(definitions / "silent.json")
+
+    with (definitions / "silent.json").open("r+b", buffering=0):  # somebody may write yet
+        async with running(directory):
+            (found,) = (await ghapp.asked("grant", "list", "--json")).json()
+            assert await password(found["socket"])
+
+
+async def test_a_clock_that_was_ahead_lengthens_no_grant(ghapp: Ghapp, app: App, directory: Path) -> None:
+    del app
+    async with running(directory):
+        await lend(ghapp, "acme/rocket", "--name", "rocket")
+    (definition,) = (config.state_dir() / "grants").rglob("*.json")
+    definition.write_text(json.dumps(json.loads(definition.read_text()) | {"ends": 9e9}))
+
+    async with running(directory):
+        (found,) = (await ghapp.asked("grant", "list", "--json")).json()
+
+    assert datetime.fromisoformat(found["expires_at"]) - datetime.now(UTC) <= timedelta(days=366)
+
+
+@pytest.mark.usefixtures("served")
+async def test_an_end_that_will_not_last_is_no_success(ghapp: Ghapp) -> None:
+    await lend(ghapp, "acme/rocket", "--name", "rocket")
+    (definition,) = (config.state_dir() / "grants").rglob("*.json")
+    definition.unlink()
+    definition.mkdir()
+
+    done = await ghapp.asked("grant", "revoke", "rocket")
+
+    assert done.code == 1
+    assert f"{definition} cannot be removed: " in done.err
+    assert "; the next daemon lends it again\n" in done.err
 
 
 @pytest.mark.usefixtures("served")
@@ -459,6 +580,21 @@ async def test_a_grant_is_replaced_in_its_directory_and_the_tokens_of_the_first_
     assert [each["name"] for each in (await ghapp.asked("grant", "list", "--json")).json()] == ["rocket", "other"]
     await lend(ghapp, "acme/rocket", "--name", "Other", "--replace")
     assert [each["name"] for each in (await ghapp.asked("grant", "list", "--json")).json()] == ["rocket", "Other"]
+
+
+@pytest.mark.usefixtures("served")
+async def test_a_grant_is_replaced_only_where_there_can_be_another(ghapp: Ghapp, github: StandIn) -> None:
+    first = await lend(ghapp, "acme/rocket", "--name", "rocket")
+    token = await password(first["socket"])
+
+    refused = await ghapp.asked("grant", "create", "acme/nothing", "--name", "rocket", "--replace")
+    assert refused.code == 1
+    assert await password(first["socket"]) == token
+
+    github.faults.add("installation/token", status=500, times=None)
+    done = await ghapp.asked("grant", "create", "acme/probe", "--name", "rocket", "--replace")
+    assert (done.code, "1 token of the grant before could not be revoked yet" in done.err) == (0, True)
+    assert github.live_token(token) is not None
 
 
 @pytest.fixture

@@ -44,6 +44,11 @@ class ConnectProxy:
             task.cancel()
         await asyncio.gather(*self._open, return_exceptions=True)
 
+    def end(self) -> None:
+        """`stop`, from another thread: an outage of the proxy alone."""
+        assert self._server is not None
+        asyncio.run_coroutine_threadsafe(self.stop(), self._server.get_loop()).result()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
