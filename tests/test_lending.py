@@ -345,6 +345,7 @@ async def test_what_is_no_file_is_no_definition_and_harms_no_other(ghapp: Ghapp,
     async with running(directory):
         await lend(ghapp, "acme/rocket", "--name", "good")
     (definitions,) = {path.parent for path in (config.state_dir() / "grants").rglob("*.json")}
+    (definitions / ".good.json.x1").touch()  # as a daemon leaves that is killed while it writes
     (definitions / "deep.json").write_text("[" * 60_000)
     (definitions / "endless.json").symlink_to("/dev/zero")
     (definitions / "directory.json").mkdir()
@@ -355,6 +356,7 @@ async def test_what_is_no_file_is_no_definition_and_harms_no_other(ghapp: Ghapp,
         async with running(directory):
             (found,) = (await ghapp.asked("grant", "list", "--json")).json()
             assert await password(found["socket"])
+    assert not (definitions / ".good.json.x1").exists()
 
 
 async def test_a_clock_that_was_ahead_lengthens_no_grant(ghapp: Ghapp, app: App, directory: Path) -> None:

@@ -150,6 +150,8 @@ class Lending:
     def restore(self) -> None:
         """Lend again what was lent by name and has not ended; clear away what nobody lends any more."""
         with contextlib.suppress(OSError):  # no such directory
+            for path in self._definitions.glob(".*.json.*"):
+                path.unlink()  # of a daemon that was killed while it wrote
             for path in sorted(self._definitions.glob("*.json")):
                 try:
                     self._restore(path)
