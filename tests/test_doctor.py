@@ -349,7 +349,8 @@ def test_what_goes_past_every_helper_is_found(tmp_path: Path) -> None:
     assert "remote fine" not in found
     assert found["url acme"].hint == "git config --local --edit"
     assert "y@" not in found["url acme"].message
-    assert found["header acme"].hint == "git config --local --unset-all http.https://github.com/.extraheader"
+    header = "git config --local --unset-all http.https://github.com/.extraheader"
+    assert found["header acme"].hint == f"{header} '^[Aa][Uu][Tt][Hh]'"
     assert found["netrc"].status == FAIL
     assert found["askpass"].status == OK
 
@@ -515,7 +516,8 @@ async def test_what_keeps_git_from_a_repository_is_told_with_what_mends_that(
     assert (unasked.hint, unasked.safe) == ("ghapp setup-git", True)
 
     sshed = await judged("Permission denied", config='[url "git@github.com:"]\n\tinsteadOf = https://github.com/\n')
-    assert sshed.hint == "git config --global --unset-all url.git@github.com:.insteadof"
+    there = f"--file {tmp_path}/.gitconfig --unset-all"
+    assert sshed.hint == f"git config {there} --fixed-value url.git@github.com:.insteadof https://github.com/"
 
     hidden = await judged(NOT_FOUND, asks_for="acme/rocket")
     assert "not found" in hidden.message
@@ -524,7 +526,7 @@ async def test_what_keeps_git_from_a_repository_is_told_with_what_mends_that(
     words = "fatal: unable to access 'https://github.com/acme/rocket/': Could not resolve proxy: p"
     assert (await judged(words)).hint == "mend https_proxy in this shell"
     cut_off = await judged(words, config="[http]\n\tproxy = http://p:1\n")
-    assert (cut_off.message, cut_off.hint) == (f"git ls-remote: {words}", "git config --global --unset-all http.proxy")
+    assert (cut_off.message, cut_off.hint) == (f"git ls-remote: {words}", f"git config {there} http.proxy")
     refused = words.replace("Could not resolve proxy: p", "The requested URL returned error: 403")
     assert (await judged(refused, asks_for="acme/rocket")).hint == hidden.hint
 

@@ -144,7 +144,6 @@ def test_what_git_is_given_without_a_helper_is_seen(home: Path) -> None:
         '[url "git@github.com:"]\n\tinsteadOf = https://github.com/\n'
         '[url "https://github.com/acme/"]\n\tinsteadOf = https://github.com/acme/\n'
         '[credential]\n\tuseHttpPath = true\n[credential "https://github.com/acme"]\n\tuseHttpPath\n'
-        '[remote "origin"]\n\turl = git@github.com:acme/rocket.git\n'
     )
     config = helper_chain.read(environment(home), home)
 
@@ -153,7 +152,6 @@ def test_what_git_is_given_without_a_helper_is_seen(home: Path) -> None:
     assert config.rewritten(URL)[0] == URL
     assert config.rewritten("https://github.com/other/x")[0] == "git@github.com:other/x"
     assert config.rewritten("https://example.com/x") == ("https://example.com/x", None)
-    assert config.remotes() == {"origin": "git@github.com:acme/rocket.git"}
     last = config.last("credential", "usehttppath", URL)
     assert last is not None
     assert last.subsection == "https://github.com/acme"

@@ -118,12 +118,6 @@ class GitConfig:
         entry = max(matching, key=lambda found: len(found.value))
         return entry.subsection + url[len(entry.value) :], entry
 
-    def remotes(self) -> dict[str, str]:
-        """Return the URLs of the repository's remotes by name."""
-        return {
-            entry.subsection: entry.value for entry in self.entries if (entry.section, entry.name) == ("remote", "url")
-        }
-
     def _for_url(self, section: str, name: str, url: str) -> Iterator[Entry]:
         for entry in self.entries:
             same = (entry.section, entry.name) == (section, name)
