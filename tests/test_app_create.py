@@ -453,6 +453,22 @@ def test_silence_ends_it_and_leaves_no_listener(
     assert is_closed(url)
 
 
+@pytest.mark.usefixtures("keyring")
+@pytest.mark.parametrize("way", ["--no-browser", "a browser that fails", "a browser that nobody looks at"])
+def test_the_hint_after_silence_is_the_whole_command(start: Callable[..., Run], browser: Path, way: str) -> None:
+    given = ("--org", "acme", "--wait", "1s", *(["--no-browser"] if way == "--no-browser" else []))
+    if way == "a browser that fails":
+        browser.write_text("#!/bin/sh\nexit 1\n")
+    run = start(*given)
+
+    assert run.done() == 1
+    (mend,) = re.findall("^ghapp: hint: (.*)", run.err, re.MULTILINE)
+    words = shlex.split(mend)
+    assert words[:3] == ["ghapp", "app", "create"]
+    params = app_create.create.make_context("create", words[3:]).params
+    assert (params["org"], params["wait"], params["no_browser"]) == ("acme", 1.0, True)
+
+
 # -- GitHub does not play along ------------------------------------------------------------------------------------
 
 

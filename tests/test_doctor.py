@@ -355,6 +355,160 @@ def test_what_goes_past_every_helper_is_found(tmp_path: Path) -> None:
     assert found["askpass"].status == OK
 
 
+def at_home(directory: Path, *, more: str = "") -> Ground:
+    """Return the ground in a repository in `directory`, which is HOME too, with git set up for acme."""
+    helper = program(directory, "git-credential-ghapp", "exit 0")
+    env = {"HOME": str(directory), "PATH": os.environ["PATH"], "GIT_CONFIG_NOSYSTEM": "1"}
+    subprocess.run(["git", "init", "-q", directory], env=env, check=True)
+    (directory / ".gitconfig").write_text(gitconfig.render([("github.com", "acme")], helper) + more)
+    return Ground(env, directory, owners=[("github.com", "acme")], config=config.Config(apps=(an_app(),)))
+
+
+def run_hint(check: Check, ground: Ground) -> None:
+    subprocess.run(["sh", "-c", check.hint], env=ground.env, cwd=ground.cwd, check=True)
+
+
+def failing(ground: Ground) -> list[Check]:
+    return [check for check in git.check_helpers(ground) if check.status in {WARN, FAIL}]
+
+
+SSH = '[url "git@github.com:"]\n'
+MIRROR = '[url "https://mirror.example/"]\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "says", "stays"),
+    [
+        (f"{SSH}\tpushInsteadOf = https://github.com/\n", "url acme", "pushInsteadOf", ""),
+        (f"{MIRROR}\tinsteadOf = https://github.com/acme/\n", "url acme", "https://mirror.example/", ""),
+        (
+            f"{SSH}\tinsteadOf = gh:\n\tinsteadOf = https://github.com/\n",
+            "url acme",
+            "git@github.com:",
+            "\tinsteadOf = gh:\n",
+        ),
+        (
+            '[http "https://github.com/"]\n\textraHeader = X-Trace: 1\n\textraHeader = authorization: basic eDp5\n',
+            "header acme",
+            "credential of its own",
+            "\textraHeader = X-Trace: 1\n",
+        ),
+    ],
+    ids=["pushInsteadOf", "another https host", "insteadOf beside an innocent one", "header beside an innocent one"],
+)
+@pytest.mark.parametrize(
+    "place",
+    [".gitconfig", "sub dir/included", ".config/git/config", ".git/config", ".git/included"],
+)
+def test_a_detour_is_taken_out_of_the_file_it_stands_in_and_nothing_else_is(  # noqa: PLR0917  # pytest passes them by name
+    tmp_path: Path, place: str, text: str, name: str, says: str, stays: str
+) -> None:
+    ground = at_home(tmp_path)
+    (tmp_path / "below").mkdir()
+    ground.cwd = tmp_path / "below"  # git tells a repository's files from its top on
+    path = tmp_path / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    including = {"sub dir/included": ".gitconfig", ".git/included": ".git/config"}
+    if place in including:
+        with (tmp_path / including[place]).open("a") as file:
+            file.write(f'[include]\n\tpath = "{place.removeprefix(".git/")}"\n')
+    with path.open("a") as file:
+        file.write(text)
+
+    (check,) = failing(ground)
+    assert (check.name, check.status) == (name, FAIL)
+    assert says in check.message
+    run_hint(check, ground)
+
+    assert failing(ground) == []
+    assert path.read_text().endswith(stays)
+
+
+@pytest.mark.parametrize(
+    ("lines", "name", "status"),
+    [
+        ("url = https://github.com/acme/rocket\n\tpushurl = git@github.com:acme/rocket", "remote r (push)", WARN),
+        ("url = git@github.com:acme/rocket", "remote r", WARN),
+        ("url = org-123@github.com:acme/rocket", "remote r", WARN),
+        ("url = git@GitHub.com:Acme/rocket", "remote r", WARN),
+        ("url = github.com:acme/rocket", "remote r", WARN),
+        ("url = ssh://git@github.com/acme/rocket", "remote r", WARN),
+        ("url = ssh://git@ssh.github.com:443/acme/rocket", "remote r", WARN),
+        ("url = http://x:s3cret@github.com/acme/rocket", "remote r", WARN),
+        ("url = git://github.com/acme/rocket", "remote r", WARN),
+        ("url = https://s3cret@github.com/acme/rocket", "remote r", FAIL),
+        ("url = https://x:s3cret@github.com/acme/rocket", "remote r", FAIL),
+        ("url = https://x-access-token@github.com/acme/rocket", "", OK),
+        ("url = git@github.com:globex/press", "", OK),
+        ("url = https://s3cret@github.com/globex/press", "", OK),
+        ("url = git@example.com:acme/rocket", "", OK),
+        ("url = ../acme/rocket", "", OK),
+        ("url = /srv/github.com:acme/rocket", "", OK),
+    ],
+)
+def test_remotes_that_go_past_us_are_found_for_our_owners_however_they_are_spelt(
+    tmp_path: Path, lines: str, name: str, status: str
+) -> None:
+    ground = at_home(tmp_path)
+    with (tmp_path / ".git/config").open("a") as file:
+        file.write(f'[remote "r"]\n\t{lines}\n')
+
+    found = failing(ground)
+
+    assert [(check.name, check.status) for check in found] == ([(name, status)] if name else [])
+    for check in found:
+        assert "s3cret" not in check.message
+        run_hint(check, ground)
+        command = ["git", "remote", "get-url", "--push", "r"]
+        done = subprocess.run(command, env=ground.env, cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert done.stdout.lower() == "https://github.com/acme/rocket\n"
+    assert failing(ground) == []
+
+
+def test_ssh_remotes_that_setup_git_rewrites_are_well(tmp_path: Path) -> None:
+    ground = at_home(tmp_path)
+    urls = ("git@github.com:acme/rocket", "ssh://git@github.com/acme/rocket")
+    with (tmp_path / ".git/config").open("a") as file:
+        file.writelines(f'[remote "r{number}"]\n\turl = {url}\n' for number, url in enumerate(urls))
+    assert [check.name for check in failing(ground)] == ["remote r0", "remote r1"]
+
+    helper = tmp_path / "git-credential-ghapp"
+    (tmp_path / ".gitconfig").write_text(gitconfig.render([("github.com", "acme")], helper, rewrite_ssh=True))
+
+    assert failing(ground) == []
+
+
+async def test_an_app_without_a_key_fails_and_a_lost_key_is_replaced_for_that_app(served: App) -> None:
+    path = config.config_file()
+    (reference,) = config.load(path).apps[0].keys
+    Path(reference.removeprefix("file:")).unlink()
+    (gone, _) = await looked(github_apps, await on_solid_ground())
+    path.write_text(re.sub(r"keys = \[.*\]", "keys = []", path.read_text()))
+    await asyncio.to_thread(call, "reload")
+
+    (none, skipped) = await looked(github_apps, await on_solid_ground())
+
+    assert gone.status == FAIL
+    assert re.search(rf"--app {served.slug}\b", gone.hint)
+    wanted = Check(f"key {served.slug}", FAIL, f"{served.slug} has no key", f"ghapp key add FILE --app {served.slug}")
+    assert none == wanted
+    assert skipped.status == SKIP
+
+
+def test_a_file_where_the_logs_are_to_be_is_moved_out_of_the_way() -> None:
+    directory = config.state_dir()
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    directory.write_text("precious")
+    ground = here()
+
+    (check,) = local.check_state(ground)
+    run_hint(check, ground)
+
+    assert (check.status, check.message) == (WARN, f"{directory} is not a directory: nothing is logged")
+    assert (directory.parent / f"{directory.name}.aside").read_text() == "precious"
+    assert [found.status for found in local.check_state(ground)] == [OK]
+
+
 def an_app() -> RoutedApp:
     return RoutedApp("bot", "github.com", "https://api.github.com", "1", ("file:/k",), app_id=1)
 

@@ -21,6 +21,7 @@ from test_app_create import Person
 
 from ghapp import config, paths, routing
 from ghapp.cli import app_create
+from ghapp.cli.setup import setup
 from ghapp.manifest import Registered
 
 
@@ -273,9 +274,12 @@ async def test_without_a_keyring_the_key_goes_where_a_person_says_and_unattended
     given = ("--app-id", str(app.id), "--key", str(key))
 
     refused = await ghapp.asked("setup", "--yes", *given)
-    done = await guided.answers("", "skip", options=given)
+    done = await guided.answers("y", "", "skip", options=given)
 
     place = config.config_dir() / "keys" / f"{app.id}.pem"
+    assert "error: 'y' is no path with a slash in it\n" in done.err
+    assert done.err.count("A file for it") == 2
+    assert not Path("y").exists()
     assert refused.code == 1
     assert "no keyring service" in refused.err
     assert refused.err.endswith(
@@ -322,6 +326,18 @@ def test_what_is_missing_is_added_to_what_was_typed(ghapp: Ghapp) -> None:
         "hint: with the defaults: ghapp setup --create --permission issues=read --permission checks=write --yes\n"
     )
     assert "hint: give another path: ghapp setup --yes --create --signer file:PATH\n" in taken.err
+
+
+def test_who_lets_the_browser_wait_is_told_the_whole_command(ghapp: Ghapp, tmp_path: Path) -> None:
+    given = ["setup", "--yes", "--create", "--org", "acme", "--no-browser", "--wait", "1s"]
+    given += ["--signer", f"file:{tmp_path}/k.pem"]
+
+    done = ghapp(*given)
+
+    assert "within 1 s" in done.err
+    (mend,) = re.findall("^ghapp: hint: (.*)", done.err, re.MULTILINE)
+    assert shlex.split(mend) == ["ghapp", *given]
+    assert setup.make_context("setup", shlex.split(mend)[2:]).params["org"] == "acme"
 
 
 @pytest.mark.usefixtures("served")

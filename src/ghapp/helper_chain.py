@@ -9,7 +9,7 @@ import re
 import shlex
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,6 +18,7 @@ from ghapp.errors import GitConfigFailed
 
 GIT_SECONDS = 10.0
 _DEFAULT_PORTS = {"https": 443, "http": 80}
+_OF_A_REPOSITORY = {".git/config", ".git/config.worktree"}  # as git tells them, from the top on
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,15 @@ def read(env: Mapping[str, str], cwd: Path) -> GitConfig:
         raise GitConfigFailed(
             message, hint=f"${{EDITOR:-vi}} {shlex.quote(broken[1])}" if broken else "git config --list"
         )
-    return GitConfig(parse(os.fsdecode(done.stdout)))
+    return GitConfig([_located(entry, cwd) for entry in parse(os.fsdecode(done.stdout))])
+
+
+def _located(entry: Entry, cwd: Path) -> Entry:
+    """Return `entry` with the whole path of a file that a repository's own includes: git tells it from the top on."""
+    if not entry.file or Path(entry.file).is_absolute() or entry.file in _OF_A_REPOSITORY:
+        return entry
+    above = (directory / entry.file for directory in (cwd, *cwd.parents))
+    return next((replace(entry, origin=f"file:{path}") for path in above if path.is_file()), entry)
 
 
 def parse(text: str) -> list[Entry]:

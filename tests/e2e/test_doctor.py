@@ -309,6 +309,15 @@ def test_fix_does_what_is_safe_and_looks_again(ready: Machine) -> None:
     assert ready.git("remote", "get-url", "origin").stdout.startswith("https://x:")
 
 
+def test_fix_runs_this_ghapp_where_the_path_has_none(ready: Machine) -> None:
+    without_our_include(ready)
+
+    done = ready.run(BIN / "ghapp", "doctor", "--fix", env={"PATH": "/usr/bin:/bin"}, timeout=90)
+
+    assert "$ ghapp setup-git" in done.stderr
+    assert "helpers acme: git asks ghapp alone for acme" in done.stdout
+
+
 def test_what_only_github_can_mend_has_its_page(ready: Machine) -> None:
     app = next(iter(ready.github.apps.values()))
     ready.github.suspend(next(iter(ready.github.installations.values())))

@@ -344,3 +344,20 @@ def test_ctrl_c_while_it_waits_for_the_installation_ends_it_and_the_hint_goes_on
     assert mend == "ghapp setup --create --org acme"
     assert len(machine.github.apps) == 1
     machine.git("ls-remote", "https://github.com/acme/rocket")
+
+
+def test_the_address_that_is_pasted_after_a_browser_that_failed_stays_visible(machine: Machine) -> None:
+    machine.env["BROWSER"] = "false"
+    person = Person(machine.github)
+    key = f"file:{machine.home}/bot.pem"
+    terminal = Terminal(machine, "ghapp", "app", "create", "--no-install-wait", "--signer", key)
+    url = terminal.expect(r"on this machine: (http://\S+)\n").split()[-1]
+    terminal.expect("press Enter\n")
+
+    address = person.press(url)
+    terminal.type(address[:20])
+    terminal.expect(re.escape(address[:20]) + "$")
+    terminal.type(f"{address[20:]}\n")
+
+    assert terminal.done() == 0, terminal.text
+    assert f"press Enter\n{address}\n" in terminal.text

@@ -182,7 +182,8 @@ def _check_remotes(ground: Ground, config: GitConfig) -> Iterator[Check]:
         if scp:
             yield Check(name, WARN, f"{entry.value} goes by ssh, past ghapp", hint)
         elif parts.scheme != "https":
-            yield Check(name, WARN, f"{entry.value} goes past ghapp, which answers for https alone", hint)
+            why = f"{parts.scheme}://{host}/{path} goes past ghapp, which answers for https alone"
+            yield Check(name, WARN, why, hint)
         elif parts.password:
             yield Check(name, FAIL, "its URL holds a password, which git uses instead of ghapp", hint)
         elif (parts.username or "").lower() not in {"", "x-access-token", "git"}:
