@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-from click.shell_completion import get_completion_class
 
 from ghapp.cli import cli
+from ghapp.cli.completion import source
 
 
 INSTALL = Path(__file__).resolve().parent
@@ -94,12 +94,7 @@ def pages() -> dict[str, str]:
 
 def completions() -> dict[str, str]:
     """Return the completion scripts by file name."""
-    found = {}
-    for shell, name in SHELLS.items():
-        kind = get_completion_class(shell)
-        assert kind is not None  # noqa: S101  # click has had these three since 8.0
-        found[name] = kind(cli, {}, "ghapp", "_GHAPP_COMPLETE").source() + "\n"
-    return found
+    return {name: f"{source(shell, cli)}\n" for shell, name in SHELLS.items()}
 
 
 def _ghapp() -> str:

@@ -523,7 +523,12 @@ def test_fingerprints_and_apps_are_completed(ghapp: Ghapp, app: App, tmp_path: P
 
     register(app, tmp_path / "old.pem", tmp_path / "gone.pem")
 
-    assert complete("key", "remove", "SHA") == [name_of(app.private_key_pem)]
+    name = name_of(app.private_key_pem)
+    bare = name.removeprefix("SHA256:")
+    assert complete("key", "remove", "SHA") == [name]
+    assert complete("key", "remove", "") == complete("key", "verify", bare[:2]) == [bare]
+    assert ghapp("key", "remove", "--force", bare).code == 0
+    assert complete("key", "remove", "") == []
     assert complete("key", "list", "--app", "") == ["acme-bot"]
     config.config_file().write_text("[deamon]")
     assert complete("key", "list", "--app", "") == []

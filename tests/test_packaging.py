@@ -165,7 +165,7 @@ def test_bash_completes_from_the_file_that_is_shipped(wheel: Path, tmp_path: Pat
     script = next(wheel.glob("ghapp-*.data/data/share/bash-completion/completions/ghapp"))
     program = (
         f'PATH="{tmp_path}:$PATH"; . "{script}"; COMP_WORDS=(ghapp daemon inst); COMP_CWORD=2; '
-        'complete -p ghapp; _ghapp_completion ghapp; echo "${COMPREPLY[@]}"'
+        'COMP_LINE="ghapp daemon inst"; complete -p ghapp; _ghapp_completion ghapp inst daemon; echo "${COMPREPLY[@]}"'
     )
 
     done = subprocess.run([bash, "-c", program], capture_output=True, text=True, check=True)

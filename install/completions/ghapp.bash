@@ -1,11 +1,22 @@
+
 _ghapp_completion() {
     local IFS=$'\n'
-    local response
+    local rest=$COMP_LINE word words=() current response completion type value
 
-    response=$(env COMP_WORDS="${COMP_WORDS[*]}" COMP_CWORD=$COMP_CWORD _GHAPP_COMPLETE=bash_complete $1)
+    for word in "${COMP_WORDS[@]:0:COMP_CWORD+1}"; do
+        if [[ ${#words[@]} -gt 0 && -n $word && $rest == "$word"* ]]; then
+            words[${#words[@]}-1]+=$word
+        else
+            words+=("$word")
+        fi
+        rest=${rest#*"$word"}
+    done
+    current=${words[${#words[@]}-1]}
+
+    response=$(env COMP_WORDS="${words[*]}" COMP_CWORD=$((${#words[@]} - 1)) _GHAPP_COMPLETE=bash_complete "$1")
 
     for completion in $response; do
-        IFS=',' read type value <<< "$completion"
+        IFS=',' read -r type value <<< "$completion"
 
         if [[ $type == 'dir' ]]; then
             COMPREPLY=()
@@ -14,7 +25,10 @@ _ghapp_completion() {
             COMPREPLY=()
             compopt -o default
         elif [[ $type == 'plain' ]]; then
-            COMPREPLY+=($value)
+            if [[ $current == -*=* && $value != -* ]]; then
+                value=${current%%=*}=$value
+            fi
+            COMPREPLY+=("${value#"${current%"$2"}"}")
         fi
     done
 

@@ -79,9 +79,10 @@ def _apps(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list
 
 
 def _fingerprints(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the fingerprints of the keys, for the shell."""
-    names = (entry.fingerprint for app in _configured() for entry in _entries(app))
-    return [CompletionItem(name) for name in names if name and name.startswith(incomplete)]
+    """Return the fingerprints of the keys, for the shell: all begin alike, with what nobody has to type."""
+    whole = [entry.fingerprint for app in _configured() for entry in _entries(app) if entry.fingerprint]
+    names = [*(name.removeprefix(HASH) for name in whole), *(whole if incomplete else ())]
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
 def _configured() -> tuple[App, ...]:
