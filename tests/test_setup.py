@@ -289,8 +289,9 @@ async def test_without_a_keyring_the_key_goes_where_a_person_says_and_unattended
     assert f"[{place}]" in done.err
     assert place.read_bytes() == app.private_key_pem
     assert place.stat().st_mode & 0o777 == 0o600
-    assert done.code == 1  # doctor: git was left alone
-    assert "not ghapp" in done.out
+    assert done.code == 0, done.out
+    assert "skip  helpers: git's configuration was left alone\n" in done.out
+    assert "git clone" not in done.err
 
 
 @pytest.mark.usefixtures("served")
@@ -326,6 +327,24 @@ def test_what_is_missing_is_added_to_what_was_typed(ghapp: Ghapp) -> None:
         "hint: with the defaults: ghapp setup --create --permission issues=read --permission checks=write --yes\n"
     )
     assert "hint: give another path: ghapp setup --yes --create --signer file:PATH\n" in taken.err
+
+
+@pytest.mark.usefixtures("served")
+async def test_where_git_is_to_be_left_alone_its_absence_is_no_failure(ghapp: Ghapp, app: App, key: Path) -> None:
+    given = ("setup", "--yes", "--app-id", str(app.id), "--signer", f"file:{key}")
+
+    left_alone = await ghapp.asked(*given, "--no-git")
+    found_broken = await ghapp.asked("doctor")
+    await ghapp.asked(*given, "--owners")
+    asked_before = await ghapp.asked(*given, "--no-git")
+
+    assert left_alone.code == 0, left_alone.out
+    assert "helpers: git's configuration was left alone" in left_alone.out
+    assert "git clone" not in left_alone.err
+    assert found_broken.code == 1
+    assert asked_before.code == 0
+    assert "ok    helpers acme" in asked_before.out
+    assert "git clone https://github.com/acme/rocket" in asked_before.err
 
 
 def test_who_lets_the_browser_wait_is_told_the_whole_command(ghapp: Ghapp, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ CHECKS: tuple[Callable[[Ground], Iterator[Check]], ...] = (
     git.check_cargo,
     git.check_repository,
 )
+OF_GITS_CONFIGURATION = {git.check_helpers, git.check_other_ways, git.check_cargo, git.check_repository}
 _MARKS = {OK: ("ok  ", "green"), WARN: ("warn", "yellow"), FAIL: ("FAIL", "red"), SKIP: ("skip", "bright_black")}
 FIX_SECONDS = 120
 
@@ -53,10 +54,15 @@ def doctor(*, repository: str | None, fix: bool, as_json: bool) -> int:
       ghapp doctor acme/rocket
       ghapp doctor --fix
     """
+    return diagnose(repository, fix=fix, as_json=as_json)
+
+
+def diagnose(repository: str | None, *, fix: bool = False, as_json: bool = False, with_git: bool = True) -> int:
+    """Do what ``doctor`` does; not `with_git` leaves out what is of no use where git is not to ask ghapp."""
     wanted = _named(repository) if repository is not None else None
-    found = list(_look(wanted, show=not as_json and not fix))
+    found = list(_look(wanted, show=not as_json and not fix, with_git=with_git))
     if fix and _mend(found):
-        found = list(_look(wanted, show=not as_json))
+        found = list(_look(wanted, show=not as_json, with_git=with_git))
     elif fix and not as_json:
         for check in found:
             _show(check)
@@ -84,9 +90,9 @@ def _host_of(ground: Ground, owner: str) -> str:
     return next(iter([*there, *(app.host for app in ground.config.apps)]), config.GITHUB)
 
 
-def _look(wanted: tuple[str, str] | None, *, show: bool) -> Iterator[Check]:
+def _look(wanted: tuple[str, str] | None, *, show: bool, with_git: bool) -> Iterator[Check]:
     ground = checks.here()
-    for look in CHECKS:
+    for look in CHECKS if with_git else (*(each for each in CHECKS if each not in OF_GITS_CONFIGURATION), _leave_out):
         if wanted is not None:
             host, name = wanted
             ground.repository = (host or _host_of(ground, name.partition("/")[0]), name)
@@ -94,6 +100,10 @@ def _look(wanted: tuple[str, str] | None, *, show: bool) -> Iterator[Check]:
             if show:
                 _show(check)
             yield check
+
+
+def _leave_out(_ground: Ground) -> Iterator[Check]:
+    yield Check("helpers", SKIP, "git's configuration was left alone")
 
 
 def _show(check: Check) -> None:

@@ -24,7 +24,7 @@ from ghapp.cli import key as key_commands
 from ghapp.cli.app_create import Created, KeyPlace
 from ghapp.cli.checks import git as git_checks
 from ghapp.cli.daemon_client import call, call_if_running
-from ghapp.cli.doctor import doctor
+from ghapp.cli.doctor import diagnose
 from ghapp.cli.host import check_host
 from ghapp.cli.key_import import check_directory
 from ghapp.cli.output import hint, say, say_error, typed, warn
@@ -266,11 +266,11 @@ def _walk(ctx: click.Context, answers: Answers, registered: Sequence[App]) -> in
         _check_answers(answers, _owners(entry for bot in bots for entry in bot.installations))
     bots = bots or [_new_bot(answers)]
     installations = _installations(answers, bots)
-    _git(answers, installations)
+    asks_us = _git(answers, installations)
     _daemon(ctx, answers)
     repository = _first_repository(installations)
-    status = 0 if answers.no_doctor else _prove(ctx, repository)
-    if status == 0 and installations and not answers.no_git:
+    status = 0 if answers.no_doctor else _prove(repository, with_git=asks_us)
+    if status == 0 and installations and asks_us:
         entry = installations[0]
         hint(f"git clone https://{entry['host']}/{repository or entry['account'] + '/REPOSITORY'}")
     return status
@@ -575,14 +575,15 @@ def _first_repository(installations: Sequence[Mapping[str, Any]]) -> str | None:
 # git
 
 
-def _git(answers: Answers, installations: Sequence[Mapping[str, Any]]) -> None:
-    if answers.no_git:
-        return
+def _git(answers: Answers, installations: Sequence[Mapping[str, Any]]) -> bool:
+    """Have git set up; tell whether it asks ghapp now, by this run or an earlier one."""
     owners = _owners(installations)
+    if answers.no_git:
+        return _asks_us(owners)
     names = _listed([owner for _, owner in owners] or [""])
     if _git_is_done(answers, owners):
         say(f"3. git: it asks ghapp for {names}")
-        return
+        return True
     say("3. git: whom it asks for a credential")
     whole_host = None if answers.by_owner is None else not answers.by_owner
     if answers.asks and answers.by_owner is None:
@@ -590,7 +591,7 @@ def _git(answers: Answers, installations: Sequence[Mapping[str, Any]]) -> None:
         question = f"Shall git ask ghapp for {names} alone, or for all of {hosts}?"
         way = _choose(question, ("owners", "all", "skip"), "owners")
         if way == "skip":
-            return
+            return _asks_us(owners)
         whole_host = way == "all"
     identity = answers.identity
     if identity is None and owners:
@@ -599,6 +600,7 @@ def _git(answers: Answers, installations: Sequence[Mapping[str, Any]]) -> None:
         if answers.asks:
             identity = _choose("Commit as the bot there?", ("yes", "no"), "yes" if proposed else "no") == "yes"
     configure(gitconfig.Scope.GLOBAL, whole_host=whole_host, identity=identity)
+    return True
 
 
 def _owners(installations: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -656,10 +658,9 @@ def _daemon(ctx: click.Context, answers: Answers) -> None:
         hint(error.hint)
 
 
-def _prove(ctx: click.Context, repository: str | None) -> int:
-    say("5. The check: ghapp doctor" + (f" {repository}" if repository else ""))
-    status: int = ctx.invoke(doctor, repository=repository, fix=False, as_json=False)
-    return status
+def _prove(repository: str | None, *, with_git: bool) -> int:
+    say("5. The check: ghapp doctor" + (f" {repository}" if repository and with_git else ""))
+    return diagnose(repository if with_git else None, with_git=with_git)
 
 
 # Questions
