@@ -294,6 +294,8 @@ async def test_each_key_is_asked_at_github_and_the_dead_one_named(
     assert f"ghapp: warning: {name_of(old)} is rejected: GitHub does not accept the key" in shown.err
     assert f"ghapp: hint: ghapp key remove {name_of(old)} --app acme-bot\n" in shown.err
     assert f"ghapp: warning: file:{tmp_path}/gone.pem is unavailable: cannot open" in shown.err
+    there = f"--app acme-bot --signer file:{tmp_path}/gone.pem"
+    assert f"ghapp: hint: put the key there, or: ghapp key add FILE {there}\n" in shown.err
     assert [line.split()[-1] for line in shown.out.splitlines()[1:]] == ["rejected", "accepted", "unavailable"]
 
     only = await ghapp.asked("key", "verify", name_of(new)[:12])

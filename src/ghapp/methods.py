@@ -263,13 +263,13 @@ class Methods:
             self._broker.erase(lease.token)  # somebody may have ended it: the next time with another
             raise
 
-    async def _verify_key(
-        self, host: str, api: str, signer: str, client_id: str = "", app_id: int | None = None
+    async def _verify_key(  # noqa: PLR0917  # JSON-RPC passes them by name
+        self, host: str, api: str, signer: str, client_id: str = "", app_id: int | None = None, name: str = "app"
     ) -> dict[str, object]:
         """Ask GitHub about one key, and let go of it; of what is remembered for its app, this is newer."""
         _check_api(api)
         await self._outside.wait_until_ready()
-        app = App("app", host, api, client_id or str(app_id), (signer,), client_id=client_id, app_id=app_id)
+        app = App(name, host, api, client_id or str(app_id), (signer,), client_id=client_id, app_id=app_id)
         issuer = self._outside.issuer(app, afresh=True)
         try:
             body = await issuer.get_app()

@@ -525,6 +525,7 @@ def wait_for_installation(created: Created, limit: float) -> list[dict[str, Any]
                     signer=app.keys[0],
                     client_id=app.client_id,
                     app_id=app.app_id,
+                    name=app.name,
                 )
             except GhappError as error:
                 problem, pause = error, min(LONGEST_PAUSE, 2 * pause)

@@ -357,7 +357,13 @@ def _with_removals(verdicts: Sequence[Verdict]) -> list[Verdict]:
 def _ask(app: App, reference: str) -> dict[str, Any]:
     """Ask GitHub with that very key. Raises `GhappError`."""
     found: dict[str, Any] = call(
-        "verify_key", host=app.host, api=app.api, signer=reference, client_id=app.client_id, app_id=app.app_id
+        "verify_key",
+        host=app.host,
+        api=app.api,
+        signer=reference,
+        client_id=app.client_id,
+        app_id=app.app_id,
+        name=app.name,
     )
     return found
 
