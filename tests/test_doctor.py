@@ -264,6 +264,64 @@ async def test_what_an_installation_lacks_is_named(
     assert "https://github.com/" in check.hint
 
 
+def configure(old: str, new: str) -> None:
+    """Let a person edit the configuration."""
+    path = config.config_file()
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
+def edited_by_its_hint(check: Check, script: str) -> None:
+    """Run a hint that opens an editor, with one that does `script`; a daemon of the test's own stays."""
+    command, _, restart = check.hint.partition(" && ")
+    assert restart == "ghapp daemon restart"
+    subprocess.run(["sh", "-c", command], env={**os.environ, "EDITOR": f"sed -i {script}"}, check=True)
+
+
+@pytest.mark.parametrize(
+    ("asks_for", "who", "editor"),
+    [
+        ({"issues": "write"}, "which acme has not accepted", ""),
+        ({}, "which the app does not ask for", "/^permissions/d"),
+    ],
+)
+async def test_permissions_in_the_configuration_that_were_not_granted_fail(
+    served: App, asks_for: dict[str, str], who: str, editor: str
+) -> None:
+    configure("app_id", 'permissions = { contents = "write", issues = "write" }\napp_id')
+    served.permissions |= asks_for
+    await asyncio.to_thread(call, "reload")
+
+    found = await looked(github_checks, await on_solid_ground())
+
+    (check,) = [check for check in found if check.name == "installation acme"]
+    assert check.status == FAIL
+    assert "git gets no token" in check.message
+    assert f"{config.config_file()} name issues: write, {who}" in check.message
+    if not editor:
+        assert re.fullmatch(r"accept it: https://github.com/organizations/acme/settings/installations/\d+", check.hint)
+        return
+    edited_by_its_hint(check, editor)
+    found = await looked(github_checks, await on_solid_ground())
+    assert [check.status for check in found if check.name == "installation acme"] == [OK]
+
+
+async def test_owners_in_the_configuration_that_are_none_of_the_apps_are_told_beside_those_that_are(
+    served: App,
+) -> None:
+    configure("app_id", 'owners = ["amce"]\napp_id')
+    await asyncio.to_thread(call, "reload")
+
+    found = await looked(github_checks, await on_solid_ground())
+
+    (check,) = [check for check in found if check.name == f"installations {served.slug}"]
+    assert check.status == FAIL
+    assert check.message == f"the app is installed on acme, but its owners in {config.config_file()} are amce"
+    edited_by_its_hint(check, "s/amce/acme/")
+    found = await looked(github_checks, await on_solid_ground())
+    assert [check.status for check in found if check.name == "installation acme"] == [OK]
+
+
 async def test_an_app_that_may_only_read_is_told(served: App, github: StandIn) -> None:
     served.permissions = {"contents": "read", "metadata": "read"}
     next(iter(github.installations.values())).permissions = {"contents": "read", "metadata": "read"}

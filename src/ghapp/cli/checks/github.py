@@ -4,10 +4,12 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ghapp import config
 from ghapp.cli.checks import FAIL, NOT_REACHED, OK, SKIP, WARN, Answer, Check, Ground, quoted
 from ghapp.cli.daemon_client import call
 from ghapp.cli.installations import UNREACHED
 from ghapp.errors import AppRejected, GhappError
+from ghapp.installation import exceeds, permissions_of
 from ghapp.routing import App
 
 
@@ -83,8 +85,7 @@ def _check_app(ground: Ground, app: App, answers: Mapping[str, Answer]) -> Itera
 def _check_installations(ground: Ground, app: App, found: dict[str, Any]) -> Iterator[Check]:
     installations = [entry for entry in found["installations"] if app.serves(app.host, entry["account"])]
     if not installations:
-        page = f"{found['html_url']}/installations/new"
-        yield Check(f"installations {app.name}", FAIL, "the app is installed nowhere", f"install it: {page}")
+        yield _check_nowhere(app, found)
     for entry in installations:
         name = f"installation {entry['account']}"
         ground.pages[app.host, entry["account"].lower()] = entry["html_url"]
@@ -93,7 +94,9 @@ def _check_installations(ground: Ground, app: App, found: dict[str, Any]) -> Ite
             yield Check(name, FAIL, f"{app.name} is suspended there", f"unsuspend it: {entry['html_url']}")
             continue
         ground.owners.append((app.host, entry["account"]))
-        if "contents" not in granted:
+        if missing := exceeds(app.permissions or (), permissions_of(granted)):
+            yield _check_configured(app, entry, found.get("permissions", {}), missing)
+        elif "contents" not in granted:
             why = f"{app.name} was not granted contents: git cannot read or write"
             yield Check(name, FAIL, why, f"grant it: {entry['html_url']}")
         elif pending := sorted(set(found.get("permissions", {}).items()) - set(granted.items())):
@@ -105,6 +108,28 @@ def _check_installations(ground: Ground, app: App, found: dict[str, Any]) -> Ite
         else:
             also = "" if "workflows" in granted else "; without workflows it cannot change those"
             yield Check(name, OK, f"{app.name}, {entry['repository_selection']} repositories{also}")
+
+
+def _check_configured(app: App, entry: dict[str, Any], asked: Mapping[str, str], missing: list[str]) -> Check:
+    """Say that the configuration wants more for `app` than was granted, and who is to change that."""
+    beyond = exceeds(app.permissions or (), permissions_of(asked))
+    who = "the app does not ask for" if beyond else f"{entry['account']} has not accepted"
+    named = f"permissions of {app.name} in {config.config_file()} name {', '.join(beyond or missing)}"
+    hint = _edit_configuration() if beyond else f"accept it: {entry['html_url']}"
+    return Check(f"installation {entry['account']}", FAIL, f"git gets no token: {named}, which {who}", hint)
+
+
+def _check_nowhere(app: App, found: dict[str, Any]) -> Check:
+    name = f"installations {app.name}"
+    accounts = [entry["account"] for entry in found["installations"]]
+    if not accounts:
+        return Check(name, FAIL, "the app is installed nowhere", f"install it: {found['html_url']}/installations/new")
+    others = f"its owners in {config.config_file()} are {', '.join(app.owners)}"
+    return Check(name, FAIL, f"the app is installed on {', '.join(accounts)}, but {others}", _edit_configuration())
+
+
+def _edit_configuration() -> str:
+    return f"${{EDITOR:-vi}} {quoted(config.config_file())} && ghapp daemon restart"
 
 
 def check_clock(ground: Ground) -> Iterator[Check]:
