@@ -536,6 +536,50 @@ def test_ssh_remotes_that_setup_git_rewrites_are_well(tmp_path: Path) -> None:
     assert failing(ground) == []
 
 
+@pytest.mark.parametrize(
+    ("text", "status", "after"),
+    [
+        ("machine github.com login a password b\n", FAIL, "machine github.com.not-used login a password b\n"),
+        (
+            "# machine github.com\nmachine GitHub.com\n\tlogin a\nmachine github.com login b\n",
+            FAIL,
+            "# machine github.com\nmachine GitHub.com.not-used\n\tlogin a\nmachine github.com.not-used login b\n",
+        ),
+        (
+            "machine x.org login a\n  default login b\n",
+            WARN,
+            "machine x.org login a\n  machine default.not-used login b\n",
+        ),
+        ("machine\n  github.com login a password b\n", FAIL, ""),
+        ("MACHINE github.com login a password b\n", FAIL, ""),
+        ("machine x.org login a default login b\n", WARN, ""),
+        ("# machine github.com login a password b\n#default login b\n", OK, ""),
+        ("machine x.org login github.com # machine github.com\n", OK, ""),
+        ("machine githubxcom login a\nmachine api.github.com login b\n", OK, ""),
+    ],
+)
+def test_a_netrc_is_read_as_curl_does_and_mended_where_it_lies(
+    tmp_path: Path, text: str, status: str, after: str
+) -> None:
+    kept = tmp_path / "dot files"
+    kept.mkdir()
+    (kept / "netrc").write_text(text)
+    (tmp_path / ".netrc").symlink_to(kept / "netrc")
+    ground = at_home(tmp_path)
+
+    found = list(git.check_other_ways(ground))
+
+    assert [check.status for check in found] == ([] if status == OK else [status])
+    if found and not after:
+        name = "github.com" if status == FAIL else "default"
+        assert re.fullmatch(rf"in {kept}/netrc, write \S.*\.not-used instead of {name}", found[0].hint)
+    elif found:
+        run_hint(found[0], ground)
+        assert (tmp_path / ".netrc").is_symlink()
+        assert (kept / "netrc").read_text() == after
+        assert list(git.check_other_ways(ground)) == []
+
+
 async def test_an_app_without_a_key_fails_and_a_lost_key_is_replaced_for_that_app(served: App) -> None:
     path = config.config_file()
     (reference,) = config.load(path).apps[0].keys
@@ -565,6 +609,25 @@ def test_a_file_where_the_logs_are_to_be_is_moved_out_of_the_way() -> None:
     assert (check.status, check.message) == (WARN, f"{directory} is not a directory: nothing is logged")
     assert (directory.parent / f"{directory.name}.aside").read_text() == "precious"
     assert [found.status for found in local.check_state(ground)] == [OK]
+
+
+def test_a_directory_where_the_trail_is_to_be_is_told_and_moved_out_of_the_way(ghapp: Ghapp) -> None:
+    trail = config.state_dir() / "audit.jsonl"
+    trail.mkdir(parents=True)
+    other = config.state_dir() / "audit-grant-rocket.jsonl"
+    other.write_text('{"time":"2026-11-21T14:00:00.000Z","action":"mint","outcome":"ok"}\n')
+    ground = here()
+
+    shown = ghapp("log")
+    (check,) = local.check_state(ground)
+
+    assert (shown.code, len(shown.out.splitlines())) == (1, 1)
+    aside = f"mv {trail} {trail}.aside"
+    assert shown.err == f"ghapp: warning: {trail} is not a file: nothing is recorded there\nghapp: hint: {aside}\n"
+    assert (check.status, check.hint) == (WARN, aside)
+    run_hint(check, ground)
+    assert [found.status for found in local.check_state(ground)] == [OK]
+    assert ghapp("log").code == 0
 
 
 def an_app() -> RoutedApp:

@@ -3,6 +3,7 @@
 import heapq
 import os
 import re
+import shlex
 import stat
 import sys
 import time
@@ -16,7 +17,7 @@ import click
 
 from ghapp import audit, config, errors, process
 from ghapp.cli.grant import complete_names
-from ghapp.cli.output import json_option, printable, refuse_empty, say
+from ghapp.cli.output import hint, json_option, printable, refuse_empty, say, warn
 
 
 LOOK_AGAIN = 0.25  # seconds between two looks for new lines
@@ -49,7 +50,7 @@ def parse_since(_ctx: click.Context, _param: click.Parameter, value: str | None)
     help="Only what went through that grant.",
 )
 @json_option
-def log(*, follow: bool, since: str, repository: str | None, grant: str | None, as_json: bool) -> None:
+def log(*, follow: bool, since: str, repository: str | None, grant: str | None, as_json: bool) -> int:
     """Show who got which token when: the whole trail, the oldest first.
 
     --json prints the lines as they are kept, one object each. What somebody
@@ -62,19 +63,24 @@ def log(*, follow: bool, since: str, repository: str | None, grant: str | None, 
     """
     process.raise_descriptor_limit((audit.KEPT + 1) * (audit.GRANTS_KEPT + 16))
     trail = Trail(config.state_dir())
-    found = False
+    found, told = False, set[Path]()
     while True:
         for line, entry in trail.new():
             fits = repository is None or concerns(entry, repository)
             if entry["time"] >= since and fits and (grant is None or _is_of(entry, grant)):
                 found = True
                 click.echo(line if as_json else readable(entry))
+        for path in sorted(trail.unreadable - told):
+            warn(f"{path} is not a file: nothing is recorded there")
+            hint(f"mv {shlex.quote(str(path))} {shlex.quote(f'{path}.aside')}")
+        told |= trail.unreadable
         if not follow:
             break
         sys.stdout.flush()
         time.sleep(LOOK_AGAIN)
-    if not found and not as_json:
+    if not found and not as_json and not told:
         say("nothing was recorded" + (" that fits" if since or repository or grant else " yet"))
+    return 1 if told else 0
 
 
 def _is_of(entry: dict[str, Any], grant: str) -> bool:
@@ -88,6 +94,8 @@ class Trail:
         self._directory = directory
         self._read: dict[tuple[int, int], int] = {}
         self._whose: set[tuple[int, int]] = set()
+        self.unreadable: set[Path] = set()
+        """What is no file, where one should be."""
 
     def new(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the lines that came since the last time, the oldest first."""
@@ -103,10 +111,13 @@ class Trail:
             for path in reversed(files):  # what turns over meanwhile comes twice then, and none is missed
                 with suppress(FileNotFoundError, NotADirectoryError):
                     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-                    file = stack.enter_context(os.fdopen(descriptor, "rb"))
                     status = os.fstat(descriptor)
-                    if stat.S_ISREG(status.st_mode):
-                        opened.setdefault((status.st_dev, status.st_ino), file)
+                    if not stat.S_ISREG(status.st_mode):
+                        os.close(descriptor)
+                        self.unreadable.add(path)
+                        continue
+                    file = stack.enter_context(os.fdopen(descriptor, "rb"))
+                    opened.setdefault((status.st_dev, status.st_ino), file)
             for file in reversed(list(opened.values())):
                 yield from self._of_file(file)
                 file.close()

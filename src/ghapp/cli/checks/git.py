@@ -1,17 +1,15 @@
 """What git does: its version, whom it asks for each owner, who would get our token, and what it does without asking."""
 
-import itertools
 import os
 import re
 import shutil
-import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from ghapp import helper_chain
-from ghapp.cli.checks import FAIL, NOT_REACHED, OK, SKIP, WARN, Check, Ground, quoted
+from ghapp.cli.checks import FAIL, NOT_REACHED, OK, SKIP, WARN, Check, Ground, netrc, quoted
 from ghapp.cli.daemon_client import call
 from ghapp.config import config_dir
 from ghapp.errors import GhappError
@@ -192,28 +190,10 @@ def _check_remotes(ground: Ground, config: GitConfig) -> Iterator[Check]:
 
 def check_other_ways(ground: Ground) -> Iterator[Check]:
     """Look at what hands git a credential without a helper: netrc, and programs that ask."""
-    for name in (".netrc", "_netrc"):
-        path = Path(ground.env.get("HOME", "/")) / name
-        machines = _machines(path)
-        for host in sorted(ground.hosts & machines):
-            why = f"git takes what {path} says about {host}, and asks no helper"
-            # Renamed, not deleted: nothing of the entry is lost, and no other entry is touched.
-            old, new = host.replace(".", "\\."), f"{host}.not-used"
-            hint = rf"sed -i.bak 's/\(machine[[:space:]]*\){old}\([[:space:]]\|$\)/\1{new}\2/' {quoted(path)}"
-            yield Check("netrc", FAIL, why, hint)
+    yield from netrc.check(ground)
     asking = [name for name in ("GIT_ASKPASS", "SSH_ASKPASS") if ground.env.get(name)]
     if asking:
         yield Check("askpass", OK, f"{', '.join(asking)} is set; git runs it only where ghapp has nothing to say")
-
-
-def _machines(path: Path) -> set[str]:
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            return set()
-        words = path.read_text(errors="replace").split()
-    except OSError:
-        return set()
-    return {second.lower() for first, second in itertools.pairwise(words) if first == "machine"}
 
 
 def check_cargo(ground: Ground) -> Iterator[Check]:

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ghapp import autostart, config, paths, service
+from ghapp import audit, autostart, config, paths, service
 from ghapp.cli.checks import FAIL, OK, SKIP, WARN, Check, Ground, quoted
 from ghapp.cli.daemon_client import call, call_if_running
 from ghapp.errors import GhappError
@@ -134,6 +134,9 @@ def check_state(ground: Ground) -> Iterator[Check]:  # noqa: ARG001  # as every 
         yield Check("state", WARN, f"{existing} is not a directory: nothing is logged", aside)
     elif not os.access(existing, os.W_OK):
         yield Check("state", WARN, f"{existing} cannot be written: nothing is logged", f"ls -ld {quoted(existing)}")
+    elif (trail := audit.file_of(directory, None)).is_dir():
+        aside = f"mv {quoted(trail)} {quoted(f'{trail}.aside')}"
+        yield Check("state", WARN, f"{trail} is a directory: nothing is recorded there", aside)
     elif os.statvfs(existing).f_bavail == 0:
         yield Check("state", WARN, f"the disk of {existing} is full: nothing is logged", f"df -h {quoted(existing)}")
     else:
