@@ -736,7 +736,12 @@ async def test_a_repository_is_listed_by_git_itself(
 
     program(tmp_path, "git", "exit 0")
     (check,) = await looked(git.check_repository, ground)
-    assert (check.status, check.hint) == (WARN, "ghapp setup-git --proactive")
+    assert (check.status, check.hint) == (OK, "")
+    assert check.message == "git reads it without ghapp: no app of yours is installed on acme"
+    ground.owners = [("github.com", "Acme")]
+    (check,) = await looked(git.check_repository, ground)
+    assert (check.status, check.hint) == (WARN, "ghapp setup-git")
+    assert check.message == "git reads it without asking ghapp: git asks nobody for acme, not ghapp"
 
     (tmp_path / "git").unlink()
     (check,) = await looked(git.check_repository, ground)

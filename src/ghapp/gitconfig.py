@@ -356,6 +356,14 @@ def _checked(what: str, value: str, pattern: str) -> str:
 # Which files
 
 
+def here() -> Path:
+    """Return the directory whose repository is configured, too. Raises `GitConfigFailed` where it was deleted."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise GitConfigFailed("the directory that this shell is in was deleted", hint="cd") from None
+
+
 def user_file(scope: Scope, env: Mapping[str, str], cwd: Path) -> Path:
     """Find the file that ``git config --SCOPE`` would write."""
     if scope is Scope.GLOBAL:

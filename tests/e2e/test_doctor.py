@@ -262,6 +262,41 @@ def test_a_repository_that_cannot_be_read_is_told_with_the_reason(ready: Machine
     assert "https://github.com/" in check["hint"]
 
 
+def test_git_asks_nobody_for_what_is_public_and_that_is_well(ready: Machine) -> None:
+    for name in ("acme/open", "globex/press"):
+        ready.github.add_repository(name, private=False, files={"README.md": "# Open\n"})
+
+    ours = diagnose(ready, "acme/open")["repository acme/open"]
+    foreign = diagnose(ready, "globex/press")["repository globex/press"]
+    (ready.home / ".netrc").write_text("machine github.com login a password b\n")
+    by_netrc = diagnose(ready, "acme/open")["repository acme/open"]
+
+    assert (ours["status"], ours["hint"], foreign["status"], foreign["hint"]) == ("ok", "", "ok", "")
+    assert "it is public" in ours["message"]
+    assert "no app of yours is installed on globex" in foreign["message"]
+    assert by_netrc["status"] != "ok"
+    assert by_netrc["hint"].startswith("sed ")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("doctor",), ("setup", "--yes", "--create"), ("setup-git",), ("setup-git", "--undo"), ("uninstall", "--yes")],
+)
+def test_in_a_directory_that_was_deleted_the_way_out_is_told_and_nothing_is_done(
+    ready: Machine, command: tuple[str, ...]
+) -> None:
+    gone = ready.home / "gone"
+    gone.mkdir()
+    before = git_config(ready).read_text()
+
+    done = ready.run("sh", "-c", 'cd "$0" && rmdir "$0" && exec ghapp "$@"', gone, *command, check=False)
+
+    assert done.returncode == 1
+    assert done.stderr == ("ghapp: error: the directory that this shell is in was deleted (E52)\nghapp: hint: cd\n")
+    assert git_config(ready).read_text() == before
+    assert (config_dir(ready) / "config.toml").exists()
+
+
 def test_an_app_that_git_missed_a_moment_ago_is_found_by_git_once_doctor_has_looked(ready: Machine) -> None:
     app = next(iter(ready.github.apps.values()))
     ready.github.uninstall(next(iter(ready.github.installations.values())))

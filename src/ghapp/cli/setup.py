@@ -245,6 +245,7 @@ def _check_answers(answers: Answers, owners: Sequence[tuple[str, str]] = ()) -> 
 
 def _check_machine(answers: Answers) -> None:
     """Find out what would stop a later step. Raises `GhappError`."""
+    gitconfig.here()
     if autostart.is_throw_away(sys.prefix):
         raise DaemonFailed(f"{sys.prefix} lies in a throw-away cache", hint="uv tool install ghapp")
     for check in git_checks.check_version(checks.here()):

@@ -105,9 +105,9 @@ def configure(
     owned = config.config_dir() / "gitconfig"
     if undo:
         with gitconfig.turn(owned.parent):
-            _carry_out(gitconfig.undo(where, owned, env=os.environ, cwd=Path.cwd()), dry_run=dry_run)
+            _carry_out(gitconfig.undo(where, owned, env=os.environ, cwd=gitconfig.here()), dry_run=dry_run)
         return [], True
-    gitconfig.user_file(where, os.environ, Path.cwd())  # first: whether there is a repository costs no network
+    gitconfig.user_file(where, os.environ, gitconfig.here())  # first: whether there is a repository costs no network
     helper = gitconfig.installed_helper()
     gitconfig.check_lasting(helper)  # before anything else is asked for: nothing that is done with it would last
     with gitconfig.turn(owned.parent):  # whoever runs at the same moment keeps what is chosen here
@@ -136,7 +136,7 @@ def _configure(
     rewrite_ssh: bool | None,
     dry_run: bool,
 ) -> tuple[list[str], bool]:
-    before = gitconfig.written(where, owned, env=os.environ, cwd=Path.cwd())
+    before = gitconfig.written(where, owned, env=os.environ, cwd=gitconfig.here())
     chosen = _Chosen(
         all=bool(before.hosts) if whole_host is None else whole_host,
         identity=before.identity if identity is None else identity,
@@ -160,12 +160,12 @@ def _configure(
         left_out=left_out,
     )
     changes = gitconfig.setup(
-        where, text, owned, env=os.environ, cwd=Path.cwd(), identities=set(bots.values()), keep=kept.values()
+        where, text, owned, env=os.environ, cwd=gitconfig.here(), identities=set(bots.values()), keep=kept.values()
     )
     changes = [change for change in changes if change.is_needed]
     _carry_out(changes, dry_run=dry_run)
     if not dry_run:
-        helper_chain.read(os.environ, Path.cwd())  # where git cannot, it does nothing at all, and says why
+        helper_chain.read(os.environ, gitconfig.here())  # where git cannot, it does nothing at all, and says why
     urls = [f"https://{host}/{owner}" for host, owner in owners]
     answered = [f"https://{host}" for host in sorted(served)] if chosen.all else urls
     for url in answered:
@@ -300,6 +300,6 @@ def _warn_of_old_git(*, identity: bool, proactive: bool) -> None:
     for wanted, option, needed in ((identity, "--identity", HASCONFIG), (proactive, "--proactive", PROACTIVE)):
         if not wanted:
             continue
-        found = gitconfig.git_version(os.environ, Path.cwd())
+        found = gitconfig.git_version(os.environ, gitconfig.here())
         if found < needed:
             warn(f"git {found[0]}.{found[1]} ignores {option}; git {needed[0]}.{needed[1]} is the first that knows it")

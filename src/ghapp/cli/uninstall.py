@@ -119,7 +119,9 @@ def _look(*, keep_keys: bool) -> Found:
 
 
 def _git_changes() -> list[Change]:
-    return gitconfig.undo(gitconfig.Scope.GLOBAL, config.config_dir() / "gitconfig", env=os.environ, cwd=Path.cwd())
+    return gitconfig.undo(
+        gitconfig.Scope.GLOBAL, config.config_dir() / "gitconfig", env=os.environ, cwd=gitconfig.here()
+    )
 
 
 def _take_out(found: Found) -> None:
@@ -194,7 +196,7 @@ def _other_scopes() -> Sequence[gitconfig.Scope]:
     scopes = []
     for scope in (gitconfig.Scope.SYSTEM, gitconfig.Scope.LOCAL):
         with contextlib.suppress(GitConfigFailed):
-            if gitconfig.undo(scope, config.config_dir() / "gitconfig", env=os.environ, cwd=Path.cwd()):
+            if gitconfig.undo(scope, config.config_dir() / "gitconfig", env=os.environ, cwd=gitconfig.here()):
                 scopes.append(scope)
     return scopes
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ghapp import gitconfig
 from ghapp.config import Config
 from ghapp.errors import GhappError
 
@@ -65,8 +66,8 @@ class Ground:
 
 
 def here() -> Ground:
-    """Return the ground of this process."""
-    return Ground(dict(os.environ), Path.cwd())
+    """Return the ground of this process. Raises `GitConfigFailed` where its directory was deleted."""
+    return Ground(dict(os.environ), gitconfig.here())
 
 
 def quoted(text: object) -> str:

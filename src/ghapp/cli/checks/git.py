@@ -283,11 +283,28 @@ def check_repository(ground: Ground) -> Iterator[Check]:
         why, hint = _why_not(ground, said, was_asked=_answers() != before)
         yield Check(f"repository {name}", FAIL, f"git ls-remote: {why}", hint, safe=hint == SETUP)
     elif _answers() == before:
-        why = "git read it without asking ghapp: it is public, or somebody else's credential was used"
-        yield Check(f"repository {name}", WARN, why, "ghapp setup-git --proactive")
+        yield _check_unasked(ground)
     else:
         number = len(done.stdout.splitlines())
         yield Check(f"repository {name}", OK, f"git ls-remote lists {number} {'branch' if number == 1 else 'branches'}")
+
+
+def _check_unasked(ground: Ground) -> Check:
+    """Judge that git could list the repository without us: nobody is asked about what is public."""
+    host, name = ground.repository or ("", "")
+    owner, check = name.partition("/")[0], f"repository {name}"
+    if (host, owner.lower()) not in {(host, owner.lower()) for host, owner in ground.owners}:
+        return Check(check, OK, f"git reads it without ghapp: no app of yours is installed on {owner}")
+    try:
+        config = helper_chain.read(ground.env, ground.cwd)
+    except GhappError:
+        config = GitConfig(())  # said already, by the check of it
+    url = f"https://{host}/{name}.git"
+    looked = (_check_chain(url, owner, config), *_check_detours(url, owner, config), *netrc.check(ground))
+    other = next((found for found in looked if found.status in {WARN, FAIL}), None)
+    if other is None:
+        return Check(check, OK, "git reads it without a credential: it is public, so ghapp is asked for pushes alone")
+    return Check(check, WARN, f"git reads it without asking ghapp: {other.message}", other.hint, safe=other.safe)
 
 
 def _why_not(ground: Ground, said: list[str], *, was_asked: bool) -> tuple[str, str]:
