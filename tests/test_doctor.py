@@ -316,7 +316,7 @@ async def test_owners_in_the_configuration_that_are_none_of_the_apps_are_told_be
 
     (check,) = [check for check in found if check.name == f"installations {served.slug}"]
     assert check.status == FAIL
-    assert check.message == f"the app is installed on acme, but its owners in {config.config_file()} are amce"
+    assert check.message == f"{served.slug} is installed on acme, but its owners in {config.config_file()} are amce"
     edited_by_its_hint(check, "s/amce/acme/")
     found = await looked(github_checks, await on_solid_ground())
     assert [check.status for check in found if check.name == "installation acme"] == [OK]
@@ -742,6 +742,13 @@ async def test_a_repository_is_listed_by_git_itself(
     (check,) = await looked(git.check_repository, ground)
     assert (check.status, check.hint) == (WARN, "ghapp setup-git")
     assert check.message == "git reads it without asking ghapp: git asks nobody for acme, not ghapp"
+    real = shutil.which("git")
+    ground.env = {**at_home(tmp_path).env, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    program(tmp_path, "git", f'[ "$1" = ls-remote ] || exec {real} "$@"')
+    (check,) = await looked(git.check_repository, ground)
+    assert (check.status, check.hint) == (OK, "")
+    assert "it is public" in check.message
+    ground.env = {"PATH": str(tmp_path)}
 
     (tmp_path / "git").unlink()
     (check,) = await looked(git.check_repository, ground)

@@ -21,6 +21,7 @@ from test_app_create import Person
 
 from ghapp import config, paths, routing
 from ghapp.cli import app_create
+from ghapp.cli.daemon_client import call
 from ghapp.cli.setup import setup
 from ghapp.manifest import Registered
 
@@ -345,6 +346,21 @@ async def test_where_git_is_to_be_left_alone_its_absence_is_no_failure(ghapp: Gh
     assert asked_before.code == 0
     assert "ok    helpers acme" in asked_before.out
     assert "git clone https://github.com/acme/rocket" in asked_before.err
+
+
+@pytest.mark.usefixtures("served")
+async def test_owners_that_leave_no_installation_are_no_reason_to_wait_for_another(
+    ghapp: Ghapp, app: App, tmp_path: Path
+) -> None:
+    register(app, tmp_path, owners=["amce"])
+    await asyncio.to_thread(call, "reload")
+
+    done = await ghapp.asked("setup", "--yes", "--wait", "1s")
+
+    assert done.code == 1
+    assert f"acme-bot is installed on acme, but its owners in {config.config_file()} are amce (E51)\n" in done.err
+    assert f"ghapp: hint: ${{EDITOR:-vi}} {config.config_file()} && ghapp daemon restart\n" in done.err
+    assert "/installations/new" not in done.err
 
 
 def test_who_lets_the_browser_wait_is_told_the_whole_command(ghapp: Ghapp, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """``ghapp installations``, and asking each app where it is installed."""
 
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +21,12 @@ from ghapp.errors import (
     RuntimeDirectoryRefused,
     TlsFailed,
 )
+from ghapp.routing import App
 
 
 UNREACHED = frozenset(error.code for error in (NetworkFailed, ProxyFailed, TlsFailed, NotTheApi))
 """Of errors for which it does not matter which app asks."""
+EDIT = "${{EDITOR:-vi}} {} && ghapp daemon restart"  # the configuration, as `sh` takes its path
 _NOT_THE_APPS = frozenset(error.code for error in (ConfigError, DaemonFailed, Locked, RuntimeDirectoryRefused))
 
 
@@ -55,6 +59,15 @@ def ask_each(*, update: bool) -> tuple[list[dict[str, Any]], list[Unasked]]:
                 raise
             unasked.append(Unasked(app["name"], app["host"], error))
     return found, unasked
+
+
+def left_out(app: App, accounts: Sequence[str]) -> ConfigError:
+    """Return what is wrong where the configured owners keep `app` from all `accounts` that it is installed on."""
+    path = config.config_file()
+    return ConfigError(
+        f"{app.name} is installed on {', '.join(accounts)}, but its owners in {path} are {', '.join(app.owners)}",
+        hint=EDIT.format(shlex.quote(str(path))),
+    )
 
 
 @click.command()

@@ -26,6 +26,7 @@ from ghapp.cli.checks import git as git_checks
 from ghapp.cli.daemon_client import call, call_if_running
 from ghapp.cli.doctor import diagnose
 from ghapp.cli.host import check_host
+from ghapp.cli.installations import left_out
 from ghapp.cli.key_import import check_directory
 from ghapp.cli.output import hint, say, say_error, typed, warn
 from ghapp.cli.setup_git import configure
@@ -338,7 +339,11 @@ def _take_registered(answers: Answers, registered: Sequence[App]) -> list[Bot]:
         except GhappError as error:
             problems.append((app, error))
         else:
-            bots.append(Bot(app, found["html_url"], _served(app, found["installations"])))
+            served = _served(app, found["installations"])
+            if found["installations"] and not served:
+                problems.append((app, left_out(app, [str(entry["account"]) for entry in found["installations"]])))
+            else:
+                bots.append(Bot(app, found["html_url"], served))
     if problems and not bots and not (answers.wants_import and problems[0][1].code in _ANOTHER_KEY_HELPS):
         raise problems[0][1]
     for app, problem in problems:

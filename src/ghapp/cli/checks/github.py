@@ -7,7 +7,7 @@ from typing import Any
 from ghapp import config
 from ghapp.cli.checks import FAIL, NOT_REACHED, OK, SKIP, WARN, Answer, Check, Ground, quoted
 from ghapp.cli.daemon_client import call
-from ghapp.cli.installations import UNREACHED
+from ghapp.cli.installations import EDIT, UNREACHED, left_out
 from ghapp.errors import AppRejected, GhappError
 from ghapp.installation import exceeds, permissions_of
 from ghapp.routing import App
@@ -115,7 +115,7 @@ def _check_configured(app: App, entry: dict[str, Any], asked: Mapping[str, str],
     beyond = exceeds(app.permissions or (), permissions_of(asked))
     who = "the app does not ask for" if beyond else f"{entry['account']} has not accepted"
     named = f"permissions of {app.name} in {config.config_file()} name {', '.join(beyond or missing)}"
-    hint = _edit_configuration() if beyond else f"accept it: {entry['html_url']}"
+    hint = EDIT.format(quoted(config.config_file())) if beyond else f"accept it: {entry['html_url']}"
     return Check(f"installation {entry['account']}", FAIL, f"git gets no token: {named}, which {who}", hint)
 
 
@@ -124,12 +124,8 @@ def _check_nowhere(app: App, found: dict[str, Any]) -> Check:
     accounts = [entry["account"] for entry in found["installations"]]
     if not accounts:
         return Check(name, FAIL, "the app is installed nowhere", f"install it: {found['html_url']}/installations/new")
-    others = f"its owners in {config.config_file()} are {', '.join(app.owners)}"
-    return Check(name, FAIL, f"the app is installed on {', '.join(accounts)}, but {others}", _edit_configuration())
-
-
-def _edit_configuration() -> str:
-    return f"${{EDITOR:-vi}} {quoted(config.config_file())} && ghapp daemon restart"
+    error = left_out(app, accounts)
+    return Check(name, FAIL, error.message, error.hint)
 
 
 def check_clock(ground: Ground) -> Iterator[Check]:
