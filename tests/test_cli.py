@@ -421,8 +421,10 @@ def test_both_ids_of_an_app_are_listed(ghapp: Ghapp, keyring: Keyring, key: Path
     table = ghapp("app", "list").out
 
     assert table.split("\n")[0].split() == ["NAME", "HOST", "APP", "ID", "CLIENT", "ID", "KEYS"]
-    assert "4242" in table
-    assert "Iv23x" in table
+    assert [line.split() for line in table.splitlines()[1:]] == [
+        ["a", "github.com", "4242", "keyring"],
+        ["b", "github.com", "Iv23x", "keyring"],
+    ]
     assert keyring.keys
 
 

@@ -467,6 +467,7 @@ def add_to_keyring(ghapp: Ghapp, app: App, pem: bytes, tmp_path: Path) -> str:
 def test_a_key_leaves_the_keyring_with_its_entry(ghapp: Ghapp, app: App, keyring: Keyring, tmp_path: Path) -> None:
     name = add_to_keyring(ghapp, app, app.add_key(), tmp_path)
     assert list(keyring.keys) == [f"github.com/{app.id}/{name}"]
+    assert ["acme-bot", name, "keyring", "yes"] in [line.split() for line in ghapp("key", "list").out.splitlines()]
 
     done = ghapp("key", "remove", name, "--force")
 

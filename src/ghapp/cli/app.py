@@ -297,8 +297,15 @@ def list_apps(*, as_json: bool) -> None:
     if not apps:
         say_no_app()
         return
-    rows = ((entry.name, entry.host, entry.app_id or "", entry.client_id, ", ".join(entry.keys)) for entry in apps)
+    rows = [(entry.name, entry.host, entry.app_id or "", entry.client_id, _places(entry)) for entry in apps]
     print_table(("NAME", "HOST", "APP ID", "CLIENT ID", "KEYS"), rows)
+
+
+def _places(app: App) -> str:
+    """Return where the keys lie; which they are `ghapp key list` tells."""
+    files = [reference for reference in app.keys if not reference.startswith("keyring:")]
+    kept = len(app.keys) - len(files)
+    return ", ".join([*(["keyring" if kept == 1 else f"keyring ({kept})"] if kept else []), *files])
 
 
 @app.command()

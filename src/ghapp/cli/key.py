@@ -265,14 +265,18 @@ def list_keys(*, name: str | None, as_json: bool) -> None:
         hint(f"ghapp key add FILE --app {shlex.quote(name or found.apps[0].name)}")
         return
     rows = [
-        (entry.app.name, entry.fingerprint or "?", entry.reference, "no" if entry.problem else "yes")
-        for entry in entries
+        (entry.app.name, entry.fingerprint or "?", _place(entry), "no" if entry.problem else "yes") for entry in entries
     ]
     print_table(("APP", "FINGERPRINT", "SIGNER", "USABLE"), rows)
     for entry in entries:
         if entry.problem is not None:
             warn(f"{entry.name}: {entry.problem}")
             hint(entry.problem.hint)
+
+
+def _place(entry: Entry) -> str:
+    """Return where the key lies; the keyring's name for it is the fingerprint, which is told beside it."""
+    return "keyring" if entry.reference == f"keyring:{entry.fingerprint}" else entry.reference
 
 
 @key.command()

@@ -16,12 +16,14 @@ from click.core import ParameterSource
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _WHOLE = (
+    "APP",
     "ID",
     "LEASE",
     "EXPIRES",
     "FINGERPRINT",
     "HOST",
     "KEYS",
+    "NAME",
     "REPOSITORY",
     "SETTINGS",
     "SIGNER",
