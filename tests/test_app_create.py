@@ -5,13 +5,14 @@ import io
 import json
 import os
 import re
+import resource
 import shlex
 import socket
 import stat
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
@@ -252,6 +253,39 @@ def test_the_key_goes_into_the_keyring_by_default_and_nowhere_else(
     ]
     assert "ghapp: hint: once it is installed: ghapp setup-git" in run.err
     assert not [path for path in tmp_path.rglob("*.pem") if path.parent.name != "github"]
+
+
+@pytest.fixture
+def writable() -> Iterator[list[str]]:
+    """Whatever this process opens meanwhile so that it could write to it, files that are gone afterwards too."""
+    opened: list[str] = []
+    ended = False
+
+    def note(event: str, arguments: Sequence[Any]) -> None:
+        if event != "open" or ended or isinstance(arguments[0], int):  # a descriptor, of what was opened before
+            return
+        if arguments[2] & (os.O_WRONLY | os.O_RDWR):
+            opened.append(os.fsdecode(arguments[0]))
+
+    sys.addaudithook(note)  # it stays until the interpreter ends
+    yield opened
+    ended = True
+
+
+@pytest.mark.usefixtures("browser", "keyring")
+def test_the_key_is_written_to_no_file_for_a_moment_either_nor_to_a_core(
+    start: Callable[..., Run], person: Person, writable: list[str], github: StandIn
+) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
+    run = start("acme-bot", "--no-install-wait")
+    person.go(run.opened())
+    assert run.done() == 0
+
+    theirs = [place for place in writable if not Path(place).is_relative_to(github.ca_file.parent)]
+    assert {Path(place).parent for place in theirs} <= {config.config_dir(), Path(os.devnull).parent}
+    assert any("config.toml" in place for place in theirs)
+    assert resource.getrlimit(resource.RLIMIT_CORE) == (0, hard)
 
 
 @pytest.mark.usefixtures("browser")
