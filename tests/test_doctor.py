@@ -172,6 +172,21 @@ async def test_a_daemon_that_answers_is_well(served: App, directory: Path) -> No
     assert (open_to_all.status, open_to_all.hint) == (WARN, f"chmod 600 {directory}/git.sock")
 
 
+@pytest.mark.usefixtures("served")
+async def test_a_daemon_of_a_version_that_was_replaced_is_restarted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described = tmp_path / "site" / "ghapp-9.9.dist-info"
+    described.mkdir(parents=True)
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: ghapp\nVersion: 9.9\n")
+    monkeypatch.syspath_prepend(str(described.parent))
+
+    (found,) = await looked(local.check_daemon, here())
+
+    assert found.message.endswith(" runs, and 9.9 is installed")
+    assert (found.status, found.hint, found.safe) == (WARN, "ghapp daemon restart", True)
+
+
 @pytest.mark.usefixtures("app")
 def test_a_daemon_that_cannot_start_says_why(directory: Path) -> None:
     directory.parent.mkdir(parents=True, exist_ok=True)
