@@ -1323,6 +1323,61 @@ async def test_a_limited_app_makes_no_call_while_living_leases_are_served(
     assert (await filled(broker, ask("two"))).token.startswith("ghs_")
 
 
+# -- tokens of a daemon before us ----------------------------------------------------------------------------------
+
+
+async def lent_token(broker: Broker) -> Lease:
+    broker.open_grant("box#1")
+    return await broker.token("github.com", [ONE], None, grant="box#1")
+
+
+async def test_what_is_adopted_is_never_handed_out_and_ends_with_its_grant(
+    broker: Broker, issuer: ScriptedIssuer
+) -> None:
+    lease = await lent_token(broker)
+
+    broker.adopt(lease, ["ghs_before", "ghs_earlier", "ghs_before"])
+
+    assert await lent_token(broker) == lease
+    assert {each.token for each, _ in broker.leases()} == {lease.token, "ghs_before", "ghs_earlier"}
+    assert len(broker.leases()) == 3
+    broker.erase(lease.token, "box#1")
+    fresh = await lent_token(broker)
+    assert fresh.token not in {lease.token, "ghs_before", "ghs_earlier"}
+    assert await broker.close_grant("box#1") == (3, 0)
+    assert sorted(issuer.revoked) == sorted([fresh.token, "ghs_before", "ghs_earlier"])
+
+
+async def test_what_is_adopted_is_held_for_no_longer_than_it_can_live(broker: Broker, clock: FakeClock) -> None:
+    broker.adopt(await lent_token(broker), ["ghs_before"])
+
+    clock.advance(64 * 60)
+    assert [lease.token for lease, _ in broker.leases()] == ["ghs_before"]
+    clock.advance(60)
+    assert broker.leases() == []
+
+
+async def test_nothing_adopted_changes_nothing(broker: Broker) -> None:
+    lease = await lent_token(broker)
+    await broker.retire()  # as somebody may who revokes at this moment
+
+    broker.adopt(lease, [])
+
+    assert [each for each, _ in broker.leases()] == [lease]
+    assert await lent_token(broker) != lease
+
+
+async def test_a_token_that_is_held_already_stays_whose_it_is(broker: Broker) -> None:
+    mine = await filled(broker)
+    lease = await lent_token(broker)
+
+    broker.adopt(lease, [mine.token, lease.token])
+
+    assert len(broker.leases()) == 2
+    assert await broker.close_grant("box#1") == (1, 0)
+    assert await filled(broker) == mine
+
+
 async def test_a_new_configuration_forgets_what_failed(broker: Broker, issuer: ScriptedIssuer) -> None:
     issuer.errors["find_by_repository"] = [AppRejected("wrong key")]
     await refused(broker)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 import shutil
 import signal
@@ -16,10 +17,12 @@ from fakes_process import running, soon, talk
 from standin.model import App
 from standin.server import StandIn
 
+from ghapp import config
 from ghapp.cli import exec as command
 from ghapp.cli import lent
 from ghapp.daemon import Daemon
 from ghapp.errors import GhappError, GitConfigFailed
+from ghapp.lease import token_sha256
 
 
 PERMISSIONS = {"contents": "write", "issues": "write"}
@@ -131,6 +134,94 @@ async def test_a_daemon_that_is_restarted_lends_the_same_socket_again(directory:
         (again,) = follower._lending.describe()
         assert again["socket"] == session.lent["socket"]
         assert (await asyncio.to_thread(session.end))[1] == 0
+
+
+async def test_the_tokens_of_daemons_before_end_with_the_command_too(
+    directory: Path, app: App, github: StandIn, ghapp: Ghapp
+) -> None:
+    del app
+    async with running(directory):
+        session = await begin()
+        session.watch()
+        first = session.lent["token"]
+    async with running(directory) as follower:
+        await soon(lambda: len(follower._lending))
+        former, fresh = (await ghapp.asked("leases", "--json")).json()
+        assert {former["token_sha256"], fresh["token_sha256"]} == {token_sha256(mint.token) for mint in github.mints}
+        request = b"action=get\ntimeout=0\nprotocol=https\nhost=github.com\npath=acme/rocket.git\n"
+        answer = await asyncio.to_thread(talk, session.lent["socket"], request)
+        assert f"password={github.mints[1].token}\n" in answer.decode()
+
+        assert await asyncio.to_thread(session.end) == (2, 0)
+        assert follower._broker.leases() == []
+    assert github.live_token(first) is None
+    assert github.live_token(github.mints[1].token) is None
+    assert len(github.mints) == 2
+
+
+SECRET = "ghs_" + "a1B2c3D4" * 5
+
+
+@pytest.mark.parametrize(
+    "former",
+    [
+        [f"{SECRET}\r\nX: y"],
+        [f"{SECRET}\x00"],
+        [f"{SECRET}\ud800"],
+        [f"{SECRET} "],
+        [""],
+        ["x" * 5000],
+        [SECRET, 5],
+        [SECRET, None],
+        [[SECRET]],
+        {SECRET: SECRET},
+        SECRET,
+        7,
+        True,
+        [f"t{number}" for number in range(10_000)],
+    ],
+    ids=lambda value: repr(value)[:60].replace(SECRET, "TOKEN"),
+)
+async def test_what_is_no_token_is_refused_before_anything_is_lent_and_told_to_nobody(
+    served: Daemon, directory: Path, github: StandIn, former: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+
+    answer = await ask_exec(directory, repositories=["acme/rocket"], former=former)
+
+    assert answer["error"] == {
+        "code": -32000,
+        "message": "former are at most 50 tokens",
+        "data": {"code": "E01", "hint": ""},
+    }
+    assert github.mints == []
+    assert len(served._lending) == 0
+    served._audit.close()
+    written = b"".join(path.read_bytes() for path in config.state_dir().rglob("*") if path.is_file())
+    assert SECRET not in caplog.text + written.decode()
+
+
+async def ask_exec(directory: Path, **params: object) -> Any:
+    request = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "exec", "params": params}).encode() + b"\n"
+    return json.loads((await asyncio.to_thread(talk, directory / "control.sock", request)).partition(b"\n")[0])
+
+
+async def test_a_token_of_before_is_named_by_its_sha256_alone(
+    served: Daemon, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+
+    answer = await ask_exec(directory, repositories=["acme/rocket"], former=[SECRET, SECRET])
+
+    assert answer["result"]["token"] != SECRET
+    await soon(lambda: not served._broker.leases())
+    served._audit.close()
+    written = b"".join(path.read_bytes() for path in config.state_dir().rglob("*") if path.is_file()).decode()
+    assert SECRET not in caplog.text + written
+    lines = [json.loads(line) for line in (config.state_dir() / "audit.jsonl").read_text().splitlines()]
+    ended = [line for line in lines if line["action"] == "revocation"]
+    assert {line["token_sha256"] for line in ended} == {token_sha256(SECRET), token_sha256(answer["result"]["token"])}
+    assert len(ended) == 2
 
 
 async def test_a_daemon_that_stays_away_is_told_and_none_is_started(

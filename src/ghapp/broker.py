@@ -349,10 +349,8 @@ class Broker:
         """Hold tokens of a daemon before us, of the same scope as `like`, until they are ended; hand none out."""
         ends = self._clock.boot() + MAX_LIFE
         for token in tokens:
-            lease = replace(like, id=secrets.token_hex(6), token=token, ends=ends)
-            self._book.put(lease)
-            self._book.retire(lease.id)
-        self._book.put(like)
+            if self._book.find_token(token) is None:  # what we minted ourselves is held already, as what it is
+                self._book.keep(replace(like, id=secrets.token_hex(6), token=token, ends=ends))
 
     def open_grant(self, grant: str) -> None:
         """Mint for that grant from now on, until it is closed."""

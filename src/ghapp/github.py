@@ -46,6 +46,7 @@ from ghapp.errors import (
 from ghapp.git_edge import GitEdge
 from ghapp.installation import ALL, Installation, InstallationId, Scope, permissions_of
 from ghapp.key_choice import Identity, Key, Verdicts, none_works, pages
+from ghapp.lease import is_token
 from ghapp.network import Network, http_client, is_inherited, mend
 from ghapp.protocols import Clock, IssuedToken, Signer
 from ghapp.routing import App, Place
@@ -70,7 +71,6 @@ YOUNG = 10.0  # seconds; whoever says that a younger token is dead may not know 
 MAX_YOUNG = 2_000  # remembered; in ten seconds no app may mint that many
 MAX_PAGES = 1_000  # 100,000 installations; a list that points to itself must end
 
-_TOKEN = re.compile(r"[!-~]{1,4096}")  # opaque; nothing that git's protocol could read as something else
 _TIME = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(?:\.\d+)?(?:Z|[+-]\d{2}:\d{2})")
 _UNKNOWN_APP = "Integration not found"  # with 404, which else says that something is not installed
 _UNKNOWN_ISSUER = ("'Issuer' claim ('iss')", "Missing 'issuer' claim")
@@ -556,7 +556,7 @@ class AppClient:
     async def _revoke_unusable(self, answer: Answer) -> None:
         """End the token of an answer that we refuse, if it is a token."""
         token = answer.body.get("token") if isinstance(answer.body, dict) else None
-        if isinstance(token, str) and _TOKEN.fullmatch(token):
+        if is_token(token):
             with suppress(GhappError):  # the refusal is what the caller has to hear
                 await self.revoke_token(token)
 
@@ -669,7 +669,7 @@ class AppClient:
     def _issued(self, answer: Answer) -> IssuedToken:
         body = _object(answer)
         token, expires_at = body.get("token"), body.get("expires_at")
-        if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+        if not is_token(token):
             raise BadAnswer("GitHub returned a malformed token; it was not used")
         dated = answer.dated if answer.dated is not None else self._github.server_now()
         self._github.note_mint(token, answer.sent_at)

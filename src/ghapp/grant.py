@@ -12,6 +12,7 @@ from typing import Any
 from ghapp.credential import Query, Repository, parse_repository
 from ghapp.errors import OutsideGrant, UsageError
 from ghapp.installation import LEVELS, Permissions, lesser
+from ghapp.lease import is_token
 
 
 DEFAULT_LIFE = 8 * 3600.0  # a working day
@@ -19,6 +20,7 @@ MAX_LIFE = 366 * 86400.0  # whoever wants it for ever has forgotten it by then
 FOREVER = 253402300800  # Unix time of the year 10000, which no date names
 MAX_REPOSITORIES = 1000
 MAX_UIDS = 32
+MAX_FORMER = 50  # daemons that an `exec` outlives in the hour that a token has
 ANY = "*"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -173,6 +175,15 @@ def checked_uids(uids: object) -> tuple[int, ...]:
     if not isinstance(uids, list) or len(uids) > MAX_UIDS or not all(type(uid) is int and uid >= 0 for uid in uids):
         raise UsageError(f"a grant is for at most {MAX_UIDS} uids, which are numbers")
     return tuple(dict.fromkeys(uids))
+
+
+def checked_former(tokens: object) -> list[str]:
+    """Return the tokens of daemons before us. Raises `UsageError`, which repeats none of it."""
+    if tokens is None:
+        return []
+    if not isinstance(tokens, list) or len(tokens) > MAX_FORMER or not all(is_token(token) for token in tokens):
+        raise UsageError(f"former are at most {MAX_FORMER} tokens")
+    return tokens
 
 
 def checked_permissions(permissions: Mapping[str, str] | None, *, for_git: bool) -> Permissions | None:

@@ -7,8 +7,10 @@ somebody corrects the wall clock or closes the lid.
 import base64
 import hashlib
 import hmac
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 from ghapp.installation import Permissions, Scope
 
@@ -18,6 +20,13 @@ LAST_RESORT = 60  # handed out when minting fails; less than this dies under the
 RENEW_AHEAD = 10 * 60  # replaced in the background from here on, so that no git command waits for a mint
 RECENTLY = 30 * 60  # a lease that nobody used for this long is not worth a renewal
 MAX_LIFE = 65 * 60  # GitHub issues one hour; a clock that says more is wrong
+
+_TOKEN = re.compile(r"[!-~]{1,4096}")  # opaque; nothing that git's protocol could read as something else
+
+
+def is_token(value: object) -> TypeGuard[str]:
+    """Tell whether that may be a token."""
+    return isinstance(value, str) and _TOKEN.fullmatch(value) is not None
 
 
 def token_sha256(token: str) -> str:
@@ -66,6 +75,10 @@ class LeaseBook:
         """Keep `lease`, from now on the current one of its scope."""
         self._leases[lease.id] = lease
         self._current[lease.scope] = lease
+
+    def keep(self, lease: Lease) -> None:
+        """Hold `lease` until GitHub has ended it, and never hand it out."""
+        self._leases[lease.id] = lease
 
     def count_use(self, lease: Lease, now: float) -> None:
         """Note that `lease` was handed out."""

@@ -17,7 +17,7 @@ from ghapp.broker import Broker
 from ghapp.control import SESSION, Method
 from ghapp.credential import Repository, parse_repository
 from ghapp.errors import GhappError, NotInstalled, UsageError
-from ghapp.grant import checked_permissions, name_of
+from ghapp.grant import checked_former, checked_permissions, name_of
 from ghapp.installation import ALL, Installation, permissions_of
 from ghapp.lease import Lease, token_sha256
 from ghapp.lending import Lending
@@ -188,6 +188,7 @@ class Methods:
 
         `former` are the tokens that it had from daemons before us: they end with it too.
         """
+        tokens = checked_former(former)
         await self._outside.wait_until_ready()
         async with self._saying_where_to_install(host):
             with self._lending.noting_refusals(repositories):
@@ -195,7 +196,7 @@ class Methods:
                 described, lease = await self._lending.hold(
                     repositories, host, permissions=asked, read_only=read_only, name=name
                 )
-        self._broker.adopt(lease, [str(token) for token in former or ()])
+        self._broker.adopt(lease, tokens)
         SESSION.get().at_end = lambda: self._lending.release(str(described["name"]), str(described["id"]))
         return described | {"token": lease.token, "owner": lease.owner}
 

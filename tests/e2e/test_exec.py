@@ -7,18 +7,21 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from e2e.conftest import PERMISSIONS, Machine
 from e2e.test_git_versions import Chroot, chroot  # noqa: F401  # a fixture
+from e2e.test_grants import use
 from e2e.test_setup import Terminal
 from fakes_process import eventually, remove_signal_handlers
 from standin.server import StandIn
 
 from ghapp.clock import SystemClock
 from ghapp.daemon import Daemon
+from ghapp.process import wait_for_end
 
 
 ROCKET = "https://github.com/acme/rocket.git"
@@ -199,6 +202,21 @@ def test_the_status_is_that_of_the_command(able: Machine, command: tuple[str, ..
     assert alive(able.github) == []
 
 
+def test_the_status_is_the_commands_also_where_the_end_of_children_is_ignored(able: Machine) -> None:
+    """As some daemons start what they start: the kernel reaps the children then, and tells nobody."""
+    ignoring = (
+        "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execvp(sys.argv[1], sys.argv[1:])"
+    )
+    script = "sh -c 'exit 3'; exit $(($? + 4))"
+
+    done = able.run(
+        sys.executable, "-c", ignoring, "ghapp", "exec", "acme/rocket", "--", "sh", "-c", script, check=False
+    )
+
+    assert done.returncode == 7, done.stderr
+    assert alive(able.github) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -311,19 +329,56 @@ def test_what_a_command_leaves_running_has_no_access_afterwards(able: Machine) -
     assert "ghapp: error: grant exec-" in late.read_text()
 
 
-def test_a_daemon_that_is_restarted_meanwhile_lends_again(able: Machine, begin: Begin) -> None:
-    script = f"git ls-remote {ROCKET} && echo ready && read x && git ls-remote {ROCKET} && echo ready"
-    process = begin("sh", "-c", script)
-    assert "refs/heads/main" in " ".join(iter(lambda: first_line(process), "ready"))
-
+def restart(able: Machine) -> None:
     able.ghapp("daemon", "restart")
-    eventually(lambda: json.loads(able.ghapp("grant", "list", "--json").stdout), 20)
-    assert process.stdin is not None
-    process.stdin.write("\n")
-    process.stdin.flush()
 
-    assert "refs/heads/main" in " ".join(iter(lambda: first_line(process), "ready"))
-    assert process.wait(20) == 0
+
+def kill_the_daemon(able: Machine) -> None:
+    pid = able.daemon_pid()
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    assert wait_for_end(pid, 10)
+    able.ghapp("daemon", "start")
+
+
+@pytest.mark.parametrize("replace", [restart, kill_the_daemon])
+def test_a_daemon_that_is_replaced_meanwhile_lends_again_and_ends_the_token_of_the_one_before(
+    able: Machine, begin: Begin, replace: Callable[[Machine], None]
+) -> None:
+    script = f"git ls-remote {ROCKET} && echo ready && read x && git ls-remote {ROCKET} && echo ready && read x"
+    child = begin("sh", "-c", script)
+    assert "refs/heads/main" in " ".join(iter(lambda: first_line(child), "ready"))
+    (first,) = alive(able.github)  # which CMD has in GH_TOKEN, and no daemon that follows was told by the one before
+
+    for minted in (2, 3):
+        replace(able)
+        eventually(lambda minted=minted: len(able.github.mints) == minted, 20)  # type: ignore[misc]  # bound now
+        eventually(lambda: json.loads(able.ghapp("grant", "list", "--json").stdout), 20)
+    assert first in alive(able.github)
+    assert child.stdin is not None
+    child.stdin.write("\n")
+    child.stdin.flush()
+    assert "refs/heads/main" in " ".join(iter(lambda: first_line(child), "ready"))
+    assert len(able.github.mints) == 3  # and git has that of the last
+    child.stdin.write("\n")
+    child.stdin.flush()
+
+    assert child.wait(20) == 0
+    assert alive(able.github) == []
+    assert json.loads(able.ghapp("leases", "--json").stdout) == []
+
+
+def test_the_end_of_a_command_is_not_that_of_another_grant_of_its_name(able: Machine) -> None:
+    script = (
+        'name=$(basename "$(dirname "$GHAPP_GRANT_SOCKET")"); echo "$name"; '
+        'ghapp grant revoke "$name" && ghapp grant create acme/probe --name "$name" --json'
+    )
+    done = able.ghapp("exec", "acme/rocket", "--", "sh", "-c", script)
+
+    name, _, made = done.stdout.partition("\n")
+    (lent,) = json.loads(able.ghapp("grant", "list", "--json").stdout)
+    assert (lent["name"], lent["repositories"]) == (name, ["acme/probe"])
+    assert "refs/heads/main" in able.git(*use(json.loads(made)["socket"]), "ls-remote", PROBE).stdout
 
 
 # -- the second hour ---------------------------------------------------------------------------------------------

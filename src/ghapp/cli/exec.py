@@ -21,6 +21,7 @@ from ghapp.cli.output import FIRST, counted, hint, say, say_error, warn
 from ghapp.cli.token import not_a_repository, parse_permissions, repository_of_origin
 from ghapp.credential import parse_repository
 from ghapp.errors import ConfigError, DaemonFailed, GhappError, GitConfigFailed
+from ghapp.grant import MAX_FORMER
 
 
 OURS, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127  # as env(1) and timeout(1)
@@ -115,7 +116,7 @@ class Session:
         while left > 0 and not self._ending:
             with contextlib.suppress(GhappError):
                 if held := hold("exec", **self._params):
-                    self._params["former"] = [*self._params["former"], held[0]["result"]["token"]]
+                    self._params["former"] = [*self._params["former"], held[0]["result"]["token"]][-MAX_FORMER:]
                     self._connection.close()
                     self._connection = held[1]
                     self._connection.settimeout(None)
