@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes_process import talk
+from fakes_process import soon, talk
 
-from ghapp.control import MAX_LINE, ControlServer
+from ghapp.control import MAX_LINE, SESSION, ControlServer
 from ghapp.errors import GhappError, NotSelected
 from ghapp.listener import Listener
 
@@ -112,3 +112,38 @@ async def test_a_connection_serves_many_requests_in_order_and_survives_a_bug(tmp
     assert b"result" in await asyncio.to_thread(talk, tmp_path / "c", sent)
     listener.stop_accepting()
     await listener.drain(0.1)
+
+
+async def test_what_nobody_is_there_to_hear_of_is_taken_back_and_nothing_else(tmp_path: Path) -> None:
+    taken_back: list[int] = []
+    begun, gone = asyncio.Event(), asyncio.Event()
+
+    async def make(number: int) -> int:
+        SESSION.get().unheard = lambda: taken_back.append(number)
+        return await wait_for_the_end(number)
+
+    async def wait_for_the_end(number: int) -> int:
+        if number > 1:
+            begun.set()
+            await gone.wait()
+        return number
+
+    server = ControlServer({"make": make, "wait": wait_for_the_end}, on_error=NOTED.append)
+    listener = Listener(str(tmp_path / "c"), server.handle)
+    listener.open()
+    for last in ("make", "wait"):
+        begun.clear()
+        gone.clear()
+        reader, writer = await asyncio.open_unix_connection(str(tmp_path / "c"))
+        for method, number in (("make", 1), (last, 2)):
+            writer.write(json.dumps(request(method, params={"number": number})).encode() + b"\n")
+            if number == 1:
+                assert b'"result": 1' in await reader.readline()
+        await begun.wait()
+        writer.close()
+        await writer.wait_closed()
+        gone.set()
+        await soon(lambda: not listener.connections)
+
+    assert taken_back == [2]  # neither what was heard of, nor what was made before a request that made nothing
+    listener.stop_accepting()

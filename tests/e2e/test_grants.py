@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import socket as client_socket
 import subprocess
 import tempfile
@@ -246,6 +247,41 @@ NOT_OURS = (
         "*",
     ),
 )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("named", [("--name", "box"), ()], ids=["named", "unnamed"])
+def test_who_is_gone_before_the_grant_is_there_leaves_none(
+    machine: Machine, number: signal.Signals, named: tuple[str, ...]
+) -> None:
+    """Nobody would know of it, nor end it."""
+    set_up(machine)
+    machine.ghapp("daemon", "start")
+    go = threading.Event()
+    held = machine.github.faults.add("/installation$", hold=go)
+    with subprocess.Popen(
+        ["ghapp", "grant", "create", "acme/rocket", *named],
+        env=machine.env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as asking:
+        assert held.reached.wait(20)
+        asking.send_signal(number)
+        said, _ = asking.communicate(timeout=20)
+    go.set()
+
+    def noted() -> list[str]:
+        lines = machine.ghapp("log", "--json").stdout.splitlines()
+        return [line["action"] for line in map(json.loads, lines) if line["action"].startswith("grant")]
+
+    eventually(lambda: noted() == ["grant", "grant-end"])
+    assert said == b""
+    assert json.loads(machine.ghapp("grant", "list", "--json").stdout) == []
+    assert not list((machine.home / ".local/state/ghapp").glob("grants/*/*.json"))
+    machine.ghapp("daemon", "restart")
+    assert json.loads(machine.ghapp("grant", "list", "--json").stdout) == []
+    assert machine.github.mints == []
 
 
 def said_by(socket: str, request: bytes) -> bytes:
