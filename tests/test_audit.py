@@ -4,12 +4,14 @@ import asyncio
 import json
 import logging
 import os
+import socket
 import stat
 import string
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -123,7 +125,7 @@ def test_a_caller_is_named_by_its_program_and_directory_and_the_chain_is_told_on
     child = subprocess.Popen(["sleep", "60"], cwd=tmp_path)
     try:
         eventually(lambda: os.readlink(f"/proc/{child.pid}/exe").endswith(("sleep", "coreutils", "busybox")))  # noqa: PTH115  # as the product
-        for action in ("answer", "answer", "refusal"):
+        for action in ("answer", "answer", "refusal", "mint", "renewal", "grant", "erase"):
             with trail.called_by(Peer(child.pid, os.geteuid())):
                 trail.record(action, "ok")
     finally:
@@ -131,11 +133,11 @@ def test_a_caller_is_named_by_its_program_and_directory_and_the_chain_is_told_on
         child.wait()
     trail.close()
 
-    first, second, third = (line["peer"] for line in lines(directory))
+    first, second, *others = (line["peer"] for line in lines(directory))
     assert (first["pid"], first["cwd"]) == (child.pid, str(tmp_path))
     assert [each["pid"] for each in first["chain"]] == [child.pid, os.getpid()]
     assert "chain" not in second
-    assert "chain" in third
+    assert ["chain" in each for each in others] == [True, True, True, True, False]
     assert "command" not in first
 
 
@@ -339,6 +341,65 @@ def test_a_name_of_no_grant_makes_no_file(trail: Audit, directory: Path, caplog:
     assert "the audit trail cannot be written" in caplog.text
 
 
+def test_the_trail_is_not_written_through_a_link(
+    trail: Audit, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory.mkdir(parents=True)
+    elsewhere = directory / "elsewhere"
+    elsewhere.touch()
+    (directory / "audit.jsonl").symlink_to(elsewhere)
+    trail.record("answer", "ok")
+    trail.close()
+
+    assert elsewhere.read_bytes() == b""
+    assert "the audit trail cannot be written" in caplog.text
+
+
+def make_directory(path: Path) -> None:
+    path.mkdir()
+
+
+def make_socket(path: Path) -> None:
+    before = Path.cwd()
+    os.chdir(path.parent)  # the whole path may be too long for one
+    try:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(path.name)
+    finally:
+        os.chdir(before)
+
+
+@pytest.mark.parametrize("make", [make_directory, os.mkfifo, make_socket])
+def test_what_is_no_file_holds_up_neither_who_writes_nor_who_reads(
+    trail: Audit,
+    directory: Path,
+    ghapp: Ghapp,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    make: Callable[[Path], None],
+) -> None:
+    directory.mkdir(parents=True)
+    for name in ("audit-grant-box.jsonl", "audit-grant-other.jsonl", "audit-grant-fine.jsonl.1"):
+        make(directory / name)
+
+    def record(*grants: str | None) -> None:
+        for grant in grants:
+            with trail.called_by(ME, grant=grant):
+                trail.record("answer", "ok")
+        trail.close()
+
+    record("box", "fine", None)
+    first = ghapp("log", "--json")
+    assert (first.code, [json.loads(line)["grant"] for line in first.out.splitlines()]) == (1, [None, "fine"])
+    assert first.err.count(" is not a file: nothing is recorded there") == 3
+    assert "the audit trail cannot be written" in caplog.text
+    monkeypatch.setattr(audit, "GRANTS_KEPT", 1)
+    record("fresh", None)
+    then = ghapp("log", "--json")
+    assert [json.loads(line)["grant"] for line in then.out.splitlines()] == [None, None, "fresh"]
+
+
 def test_a_line_that_was_cut_off_spoils_no_other(trail: Audit, directory: Path, ghapp: Ghapp) -> None:
     directory.mkdir(parents=True)
     (directory / "audit.jsonl").write_bytes(b'{"time": "2026-01-01T00:00:00.000Z", "act')
@@ -531,6 +592,64 @@ def test_what_is_no_line_of_ours_is_passed_over(directory: Path, ghapp: Ghapp) -
     assert "\x1b" not in ghapp("log", "--json").out
 
 
+def test_numbers_that_no_float_is_and_lines_too_long_to_be_ours_hide_nothing(directory: Path, ghapp: Ghapp) -> None:
+    put(directory, entry("2026-11-21T10:00:00.000Z", duration=10**400))
+    with (directory / "audit.jsonl").open("ab") as file:
+        file.write(b'{"time": "' + b"x" * 3_000_000 + b'"}\n')
+    put(directory, entry("2026-11-21T10:00:01.000Z"), entry("2026-11-21T10:00:02.000Z", cwd="x" * 1_200_000))
+    put(directory, entry("2026-11-21T10:00:03.000Z"))
+
+    done = ghapp("log")
+
+    assert (done.code, done.err) == (0, "")
+    assert len(done.out.splitlines()) == 3
+    assert "0000" not in done.out.splitlines()[0].split("in /src")[1]
+
+
+def test_a_line_too_long_to_be_ours_is_passed_over_once_it_is_whole(directory: Path) -> None:
+    trail = log_command.Trail(directory)
+    put(directory, entry("1"))
+    with (directory / "audit.jsonl").open("ab", buffering=0) as file:
+        file.write(b"x" * 2_000_000)
+        assert [each["time"] for _, each in trail.new()] == ["1"]
+        file.write(b"x\n")
+        put(directory, entry("2"))
+        assert [each["time"] for _, each in trail.new()] == ["2"]
+
+
+def test_lines_are_there_also_where_the_file_was_turned_over_and_no_other_begun(
+    trail: Audit, directory: Path, ghapp: Ghapp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(directory, entry("2026-11-21T10:00:00.000Z"), name="audit-grant-a.jsonl.1.jsonl.1")
+    put(directory, entry("2026-11-21T10:00:00.000Z"), name="audit-grant-box.jsonl.2")
+    put(directory, entry("2026-11-21T10:00:00.000Z"), name="audit-grant-box.jsonl.4")  # which is none of ours
+
+    assert len(ghapp("log").out.splitlines()) == 2
+
+    monkeypatch.setattr(audit, "GRANTS_KEPT", 1)
+    with trail.called_by(ME, grant="other"):
+        trail.record("answer", "ok")
+    trail.close()
+    assert {path.name for path in directory.glob("audit-grant-*")} == {
+        "audit-grant-box.jsonl.4",
+        "audit-grant-other.jsonl",
+    }
+
+
+def test_so_many_grants_have_files_that_more_descriptors_are_needed_than_there_usually_are(directory: Path) -> None:
+    for number in range(300):
+        for name in (f"audit-grant-g{number}.jsonl.1", f"audit-grant-g{number}.jsonl"):
+            put(directory, entry("2026-11-21T10:00:00.000Z"), name=name)
+    command = [sys.executable, "-m", "ghapp", "log", "--json"]
+
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -Sn 256 && exec "$@"', "sh", *command], capture_output=True, text=True, check=False
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 600
+
+
 def test_nothing_yet_is_said(ghapp: Ghapp) -> None:
     assert ghapp("log").err == "nothing was recorded yet\n"
     assert ghapp("log", "--repo", "a/b").err == "nothing was recorded that fits\n"
@@ -556,3 +675,60 @@ def test_each_line_is_read_once_also_when_files_turn_over_and_a_line_comes_in_pi
         file.write(line[20:])
     assert new() == ["5"]
     assert new() == []
+
+
+class Turning(list[Path]):
+    """The files of a series, the newest of which turns over between two looks at them."""
+
+    def turned(self, paths: Iterator[Path]) -> Iterator[Path]:
+        newest, turned = self[-2:], False
+        for path in paths:
+            yield path
+            if path in newest and not turned:
+                turned = True
+                audit.turn_over(newest[-1])
+                put(newest[-1].parent, entry("3"))
+
+    def __iter__(self) -> Iterator[Path]:
+        return self.turned(super().__iter__())
+
+    def __reversed__(self) -> Iterator[Path]:
+        return self.turned(super().__reversed__())
+
+
+class Disturbed(log_command.Trail):
+    """A trail whose file turns over while it is read, once."""
+
+    disturb = False
+
+    def _of_series(self, files: list[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
+        if self.disturb:
+            self.disturb, files = False, Turning(files)
+        yield from super()._of_series(files)
+
+
+def test_a_file_that_turns_over_between_its_opening_and_its_predecessors_is_read_once(directory: Path) -> None:
+    trail = Disturbed(directory)
+    put(directory, entry("1"))
+    assert [each["time"] for _, each in trail.new()] == ["1"]
+    put(directory, entry("2"))
+    trail.disturb = True
+
+    assert [each["time"] for _, each in trail.new()] == ["2"]
+    assert [each["time"] for _, each in trail.new()] == ["3"]
+    assert list(trail.new()) == []
+
+
+def test_a_file_that_is_gone_is_forgotten_for_its_number_is_soon_anothers(directory: Path) -> None:
+    trail = log_command.Trail(directory)
+    put(directory, entry("1"), entry("2"))
+    path, aside = directory / "audit.jsonl", directory / "aside"
+    assert [each["time"] for _, each in trail.new()] == ["1", "2"]
+    path.rename(aside)
+    assert list(trail.new()) == []
+
+    put(directory, entry("3"), entry("4"), entry("5"), name="aside.new")
+    aside.write_bytes((directory / "aside.new").read_bytes())
+    aside.rename(path)
+
+    assert [each["time"] for _, each in trail.new()] == ["3", "4", "5"]

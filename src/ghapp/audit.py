@@ -5,11 +5,13 @@ stops nobody. A token is named by its SHA-256, as in GitHub's audit log, and not
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
 import queue
 import re
+import stat
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -39,6 +41,7 @@ SHARE_OF_GRANTS = 1 / 2  # of those that wait: a sandbox that floods a slow disk
 FLUSH_LIMIT = 2.0  # seconds for the last lines when we end
 MAX_TEXT = 4096  # characters of a path; the kernel's own limit
 _GRANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_GRANT_FILE = re.compile(rf"({NAME}-grant-.+\.jsonl)(?:\.[1-{KEPT}])?")
 
 log = logging.getLogger(__name__)
 
@@ -251,8 +254,8 @@ class Writer:
             size = os.fstat(descriptor).st_size
             if size and size + len(line) >= limit:
                 turn_over(path)
-                os.close(descriptor)
-                descriptor = self._open(path)
+                full, descriptor = descriptor, self._open(path)
+                os.close(full)
                 size = 0
             if grant is not None and size == 0:
                 _drop_oldest_grants(self._directory, path)
@@ -268,7 +271,13 @@ class Writer:
 
     @staticmethod
     def _open(path: Path) -> int:
-        return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        """Open for adding. Raises OSError, also for what is no file: a pipe that nobody reads would hold us up."""
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(path, flags, 0o600)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no file")
 
 
 def file_of(directory: Path, grant: str | None) -> Path:
@@ -291,7 +300,7 @@ def turn_over(path: Path) -> None:
 def _drop_oldest_grants(directory: Path, begun: Path) -> None:
     """Keep the files of so many grants, and of so many bytes: those that were written last, and the one begun now."""
     found: dict[Path, tuple[float, int]] = {}  # when it was written, and how much there is
-    for path in directory.glob(f"{NAME}-grant-*.jsonl"):
+    for path in _files_of_grants(directory):
         whole = [status for each in series(path) if (status := _status(each)) is not None]
         found[path] = (max((each.st_mtime for each in whole), default=0.0), sum(each.st_size for each in whole))
     size = 0
@@ -300,7 +309,8 @@ def _drop_oldest_grants(directory: Path, begun: Path) -> None:
         size += found[path][1]
         if number >= GRANTS_KEPT or size > MAX_GRANTS_SIZE:
             for each in series(path):
-                each.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # not there, or no file
+                    each.unlink()
 
 
 def _status(path: Path) -> os.stat_result | None:
@@ -317,8 +327,13 @@ def series(path: Path) -> list[Path]:
 
 def all_series(directory: Path) -> list[list[Path]]:
     """Return the files of the trail, and of each grant's."""
-    grants = sorted(directory.glob(f"{NAME}-grant-*.jsonl"))
-    return [series(path) for path in (file_of(directory, None), *grants)]
+    return [series(path) for path in (file_of(directory, None), *_files_of_grants(directory))]
+
+
+def _files_of_grants(directory: Path) -> list[Path]:
+    """Return the file of each grant, also where only its predecessors are there: whoever turned it over was killed."""
+    found = directory.glob(f"{NAME}-grant-*.jsonl*")
+    return sorted({path.with_name(match[1]) for path in found if (match := _GRANT_FILE.fullmatch(path.name))})
 
 
 def parse_line(line: bytes) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """``ghapp log``."""
 
+import errno
 import heapq
 import os
 import re
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 
@@ -22,6 +23,7 @@ from ghapp.cli.output import hint, json_option, printable, refuse_empty, say, wa
 
 LOOK_AGAIN = 0.25  # seconds between two looks for new lines
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_MAX_DURATION = 1e9  # seconds; JSON knows numbers that no float is
 _MAX_LINE = 1024 * 1024  # bytes; ours are a few hundred
 
 
@@ -107,34 +109,53 @@ class Trail:
 
     def _of_series(self, files: list[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
         with ExitStack() as stack:
-            opened: dict[tuple[int, int], Any] = {}
+            opened: dict[tuple[int, int], BinaryIO] = {}
             for path in reversed(files):  # what turns over meanwhile comes twice then, and none is missed
-                with suppress(FileNotFoundError, NotADirectoryError):
-                    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-                    status = os.fstat(descriptor)
-                    if not stat.S_ISREG(status.st_mode):
-                        os.close(descriptor)
-                        self.unreadable.add(path)
-                        continue
-                    file = stack.enter_context(os.fdopen(descriptor, "rb"))
-                    opened.setdefault((status.st_dev, status.st_ino), file)
+                if (file := self._open(path)) is not None:
+                    opened.setdefault(_inode(os.fstat(file.fileno())), stack.enter_context(file))
             for file in reversed(list(opened.values())):
                 yield from self._of_file(file)
                 file.close()
 
-    def _of_file(self, file: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _open(self, path: Path) -> BinaryIO | None:
+        """Open a file of the trail; None where there is none, or what was put there is no file."""
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would hold us up
+        except OSError as error:
+            if error.errno in {errno.ENXIO, errno.ELOOP}:  # a socket; a link to itself
+                self.unreadable.add(path)
+            elif error.errno not in {errno.ENOENT, errno.ENOTDIR}:
+                raise
+            return None
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            self.unreadable.add(path)
+            return None
+        return os.fdopen(descriptor, "rb")
+
+    def _of_file(self, file: BinaryIO) -> Iterator[tuple[str, dict[str, Any]]]:
         status = os.fstat(file.fileno())
-        inode = (status.st_dev, status.st_ino)
+        inode = _inode(status)
         self._whose.add(inode)
         offset = self._read.get(inode, 0)
         file.seek(offset if offset <= status.st_size else 0)
-        while line := file.readline(_MAX_LINE):
-            if not line.endswith(b"\n"):
-                break  # being written
+        while line := _next_line(file):
             self._read[inode] = file.tell()
             entry = audit.parse_line(line)
             if entry is not None:
                 yield printable(line.decode("ascii", "replace").rstrip("\n")), entry
+
+
+def _inode(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _next_line(file: BinaryIO) -> bytes:
+    """Return the next line, cut where it is too long to be ours; b"" where none is whole yet."""
+    line = rest = file.readline(_MAX_LINE)
+    while len(rest) == _MAX_LINE and not rest.endswith(b"\n"):
+        rest = file.readline(_MAX_LINE)
+    return line if rest.endswith(b"\n") else b""
 
 
 def concerns(entry: dict[str, Any], target: str) -> bool:
@@ -177,7 +198,7 @@ def readable(entry: dict[str, Any]) -> str:
     if entry.get("grant"):
         words.append(f"through grant {entry['grant']}")
     duration = entry.get("duration")
-    if isinstance(duration, int | float) and duration >= 0.001:  # noqa: PLR2004  # less is nothing
+    if isinstance(duration, int | float) and 0.001 <= duration < _MAX_DURATION:  # noqa: PLR2004  # less is nothing
         words.append(f"{duration:.3f} s")
     return printable("  ".join(words))
 
