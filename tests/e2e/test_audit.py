@@ -62,6 +62,7 @@ def test_only_the_first_hit_of_a_git_command_names_the_chain(ready: Machine) -> 
 
 def test_a_refusal_a_revocation_and_what_locks_are_lines_too(ready: Machine) -> None:
     ready.git("ls-remote", "https://github.com/acme/other.git", check=False)
+    ready.ghapp("token", "acme/another", check=False)
     ready.fill()
     ready.ghapp("revoke", "acme/rocket")
     ready.ghapp("lock")
@@ -69,9 +70,11 @@ def test_a_refusal_a_revocation_and_what_locks_are_lines_too(ready: Machine) -> 
 
     lines = trail(ready)
     assert {"mint", "answer", "refusal", "revocation", "lock", "unlock"} <= {line["action"] for line in lines}
-    (refusal, *_) = [line for line in lines if line["action"] == "refusal"]
-    assert (refusal["repository"], refusal["outcome"]) == ("acme/other", "E20")
-    assert refusal["peer"]["command"] == "git ls-remote"
+    refusals = [line for line in lines if line["action"] == "refusal"]
+    assert [(line["repository"], line["outcome"], line["peer"]["command"]) for line in refusals] == [
+        ("acme/other", "E20", "git ls-remote"),
+        ("acme/another", "E20", "ghapp token"),
+    ]
     (locked,) = [line for line in lines if line["action"] == "lock"]
     assert locked["peer"]["command"] == "ghapp lock"
     said = ready.ghapp("log", "--repo", "acme/other").stdout

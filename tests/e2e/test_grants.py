@@ -376,6 +376,22 @@ def test_a_sandbox_that_means_harm_gets_what_was_lent_and_delays_nobody_else(nea
     assert "no credential" not in (machine.home / ".local/state/ghapp/daemon.log").read_text()
 
 
+def test_a_sandbox_has_thirty_two_places_and_who_asks_among_the_silent_has_an_answer(near: Machine) -> None:
+    set_up(near)
+    socket = lend(near, "acme/rocket")["socket"]
+    request = b"action=get\ntimeout=0\nprotocol=https\nhost=github.com\npath=acme/rocket.git\n"
+    with contextlib.ExitStack() as stack:
+        for _ in range(100):
+            silent = stack.enter_context(client_socket.socket(client_socket.AF_UNIX))
+            silent.settimeout(20)
+            silent.connect(socket)
+
+        assert b"\npassword=" in talk(socket, request)  # who is served in order, so that all before were let in
+
+        peak = json.loads(near.ghapp("status", "--json").stdout)["connections_peak"]
+    assert 20 < peak <= 32
+
+
 # -- another host: a real sshd on this one's loopback ------------------------------------------------------------
 
 
