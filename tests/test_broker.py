@@ -1119,6 +1119,27 @@ async def test_a_renamed_repository_is_minted_by_id_after_the_422(broker: Broker
     assert broker.leases()[-1][0].repositories == ("new-name",)
 
 
+async def test_each_name_by_which_a_renamed_repository_was_asked_for_is_known_also_of_a_token_nobody_has_yet(
+    broker: Broker, issuer: ScriptedIssuer
+) -> None:
+    for name in ("first", "second"):
+        issuer.moved[f"acme/{name}"] = ("acme", 900)
+        await filled(broker, ask(name))
+    (lease,) = [each for each, _ in broker.leases()]
+    assert {str(name) for name in broker.old_names(lease)} == {"acme/first", "acme/second"}
+    await broker.token("github.com", [ONE, Repository("acme", "first")], None)
+    (_, several) = [each for each, _ in broker.leases()]
+    assert {str(name) for name in broker.old_names(several)} == {"acme/first"}
+
+    await broker.revoke_all()
+    issuer.lag = issuer.looks + 1
+    asking = asyncio.create_task(filled(broker, ask("first")))
+    await eventually(lambda: issuer.minted == 3)
+    asking.cancel()
+    (fresh,) = await broker.retire(lambda lease: Repository("acme", "first") in broker.old_names(lease))
+    assert fresh.token not in {lease.token, several.token}
+
+
 async def test_a_renamed_repository_asked_for_beside_another_is_found_too(
     broker: Broker, issuer: ScriptedIssuer
 ) -> None:

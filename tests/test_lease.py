@@ -2,11 +2,13 @@
 
 import base64
 import hashlib
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ghapp.credential import Repository
 from ghapp.installation import InstallationId, Scope
 from ghapp.lease import HAND_OUT, LAST_RESORT, Lease, LeaseBook, token_sha256
 
@@ -115,3 +117,23 @@ def test_dead_leases_are_forgotten_when_the_living_are_counted() -> None:
 def test_a_token_is_named_as_in_githubs_audit_log_and_never_shown() -> None:
     assert token_sha256("ghs_1") == base64.b64encode(hashlib.sha256(b"ghs_1").digest()).decode()
     assert "ghs_1" not in repr(lease())
+
+
+def test_the_names_that_github_did_not_tell_are_known_as_long_as_a_lease_of_the_scope_is_held() -> None:
+    held = book(lease(1, ends=10.0), lease(2))
+    for name in ("One", "former"):
+        held.note_name(lease(2), Repository("Acme", name))
+    held.note_name(lease(2), Repository("other", "one"))
+
+    assert set(held.old_names(lease(1))) == {Repository("Acme", "former"), Repository("other", "one")}
+    assert list(held.live(20.0)) == [lease(2)]
+    assert len(held.old_names(lease(2))) == 2
+    held.drop("l2")
+    assert not held.old_names(lease(2))
+
+
+def test_what_reaches_all_of_an_owner_reaches_any_name_of_it() -> None:
+    everything = replace(lease(), repositories=None)
+
+    assert everything.reaches(Repository("ACME", "any"))
+    assert not everything.reaches(Repository("other", "any"))

@@ -75,6 +75,29 @@ async def test_a_target_ends_every_token_that_reaches_it_and_no_other(
     assert dead(github, second, kept) == [True, False]
 
 
+@pytest.mark.usefixtures("served")
+@pytest.mark.parametrize("moved_to", ["acme/saturn", "beta/saturn"])
+@pytest.mark.parametrize("target", ["Acme/R0", "moved", "acme/*"])
+async def test_a_token_is_ended_by_any_name_that_its_repository_is_known_by(
+    directory: Path, app: App, github: StandIn, ghapp: Ghapp, *, moved_to: str, target: str
+) -> None:
+    repository = github.find_repository("acme", "r0")
+    assert repository is not None
+    github.rename(repository, moved_to)
+    if moved_to.startswith("beta/"):
+        on_beta = github.installation_on(app, "beta")
+        assert on_beta is not None
+        github.select(on_beta, repository)
+    (token,) = await mint(directory, "acme/r0")  # as git goes on to ask
+    several = (await ghapp.asked("token", "acme/r0")).out.strip()
+    (kept,) = await mint(directory, "beta/one")
+
+    assert (await ghapp.asked("revoke", "acme/other")).err == "no such token lives\n"
+    assert "revoked 2 tokens in" in (await ghapp.asked("revoke", moved_to if target == "moved" else target)).err
+
+    assert dead(github, token, several, kept) == [True, True, False]
+
+
 @pytest.mark.parametrize("how", [("revoke", "--all"), ("lock", "--revoke"), ("revoke", "acme/*")])
 @pytest.mark.parametrize("gone", ["the app", "its last key"])
 async def test_a_token_outlives_neither_its_app_nor_its_apps_last_key_once_it_is_to_end(

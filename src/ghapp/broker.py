@@ -5,7 +5,7 @@ is set and an issuer that is scripted. One event loop; state is touched only on 
 """
 
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TypeVar
@@ -154,7 +154,7 @@ class Broker:
                 lease = await (self._fill(query) if grant is None or named is None else self._lend(query, grant, named))
                 if lease is None:
                     return None
-                credential = self._credential(lease)
+                credential = self._credential(lease, named)
                 self._note_answer(lease, named, began)
                 return credential
         except GhappError as error:
@@ -243,9 +243,11 @@ class Broker:
                 self._lookups.forget_all(issuer.app)
         raise AssertionError("unreachable")
 
-    def _credential(self, lease: Lease) -> Credential:
+    def _credential(self, lease: Lease, repository: Repository | None) -> Credential:
         self._minting.raise_if_locked()  # since the lease was found
         self._book.count_use(lease, self._clock.boot())
+        if repository is not None:
+            self._book.note_name(lease, repository)
         remaining = lease.remaining(self._clock.boot())
         return Credential(lease.id, lease.token, int(self._clock.wall() + remaining))
 
@@ -295,6 +297,8 @@ class Broker:
             self._recorder.record("refusal", error.code, repository=str(repositories[0]), seconds=seconds)
             raise
         self._book.count_use(lease, self._clock.boot())
+        for repository in repositories:
+            self._book.note_name(lease, repository)
         self._note_answer(lease, repositories[0], began)
         return lease
 
@@ -386,6 +390,10 @@ class Broker:
     def leases(self) -> list[tuple[Lease, int]]:
         """Return the living leases and how often each was handed out."""
         return [(lease, self._book.uses(lease)) for lease in self._book.live(self._clock.boot())]
+
+    def old_names(self, lease: Lease) -> Collection[Repository]:
+        """Return the names that `lease` was asked for by, and that GitHub did not tell."""
+        return self._book.old_names(lease)
 
     # -- taking back ---------------------------------------------------------------------------------------------
 

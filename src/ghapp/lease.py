@@ -8,10 +8,11 @@ import base64
 import hashlib
 import hmac
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TypeGuard
 
+from ghapp.credential import Repository
 from ghapp.installation import Permissions, Scope
 
 
@@ -53,6 +54,13 @@ class Lease:
         """Return the seconds until GitHub refuses the token."""
         return self.ends - now
 
+    def reaches(self, repository: Repository) -> bool:
+        """Tell whether GitHub named that repository when it issued the token."""
+        owner, name = repository.key
+        if self.owner.lower() != owner:
+            return False
+        return self.repositories is None or name in {each.lower() for each in self.repositories}
+
 
 class LeaseBook:
     """The leases we hold, one of them current for each scope; a class because it is the only owner of tokens.
@@ -65,6 +73,7 @@ class LeaseBook:
         self._current: dict[Scope, Lease] = {}
         self._uses: dict[str, int] = {}
         self._used_at: dict[Scope, float] = {}
+        self._old_names: dict[Scope, set[Repository]] = {}
 
     def find(self, scope: Scope, now: float, *, at_least: float = HAND_OUT) -> Lease | None:
         """Return the current lease for exactly `scope` if it lives for another `at_least` seconds."""
@@ -85,6 +94,15 @@ class LeaseBook:
         self._uses[lease.id] = self._uses.get(lease.id, 0) + 1
         self._used_at[lease.scope] = now
 
+    def note_name(self, lease: Lease, repository: Repository) -> None:
+        """Remember by which name `lease` was asked for: one of before a renaming, which git goes on with."""
+        if not lease.reaches(repository):
+            self._old_names.setdefault(lease.scope, set()).add(repository)
+
+    def old_names(self, lease: Lease) -> Collection[Repository]:
+        """Return the names that `lease` was asked for by, and that GitHub did not tell."""
+        return self._old_names.get(lease.scope, frozenset())
+
     def uses(self, lease: Lease) -> int:
         """Return how often `lease` was handed out."""
         return self._uses.get(lease.id, 0)
@@ -101,6 +119,8 @@ class LeaseBook:
         self._uses.pop(lease_id, None)
         if self._current.get(lease.scope) is lease:
             del self._current[lease.scope]
+        if lease.scope in self._old_names and all(each.scope != lease.scope for each in self._leases.values()):
+            del self._old_names[lease.scope]
         return lease
 
     def retire(self, lease_id: str) -> Lease | None:

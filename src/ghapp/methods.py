@@ -17,7 +17,7 @@ from ghapp.broker import Broker
 from ghapp.control import SESSION, Method
 from ghapp.credential import Repository, parse_repository
 from ghapp.errors import GhappError, NotInstalled, UsageError
-from ghapp.grant import checked_former, checked_permissions, name_of
+from ghapp.grant import ANY, checked_former, checked_permissions, name_of
 from ghapp.installation import ALL, Installation, permissions_of
 from ghapp.lease import Lease, token_sha256
 from ghapp.lending import Lending
@@ -316,7 +316,9 @@ class Methods:
         A target is a lease, OWNER/REPO or OWNER/*; a token that reaches one repository among others is meant too.
         """
         await self._outside.wait_until_whole()
-        found = await self._broker.retire(lambda lease: not targets or any(_is_meant(lease, one) for one in targets))
+        found = await self._broker.retire(
+            lambda lease: not targets or any(_is_meant(lease, one, self._broker.old_names(lease)) for one in targets)
+        )
         return [self._describe(lease) for lease in found]
 
     async def _revoke(self, leases: list[str]) -> dict[str, object]:
@@ -369,13 +371,15 @@ def _describe_installation(installation: Installation) -> dict[str, object]:
     }
 
 
-def _is_meant(lease: Lease, target: str) -> bool:
-    owner, slash, name = target.lower().partition("/")
+def _is_meant(lease: Lease, target: str, old_names: Collection[Repository]) -> bool:
+    """Tell whether `target` is the lease's id, or what it reaches, also by a name that git goes on with."""
+    owner, slash, name = target.partition("/")
     if not slash:
-        return lease.id == owner
-    if lease.owner.lower() != owner:
-        return False
-    return name == "*" or lease.repositories is None or name in {each.lower() for each in lease.repositories}
+        return lease.id == owner.lower()
+    if name == ANY:
+        return owner.lower() in {lease.owner.lower(), *(old.key[0] for old in old_names)}
+    meant = Repository(owner, name)
+    return lease.reaches(meant) or meant.key in {old.key for old in old_names}
 
 
 def _repository(name: str) -> Repository:

@@ -239,6 +239,8 @@ class Minting:
                 await self._revocations.end(lease)
             raise
         self._book.put(lease)
+        if order.repository is not None:
+            self._book.note_name(lease, order.repository)
         self._renew_in(max(0.0, lease.remaining(now()) - RENEW_AHEAD), order)
         return lease
 
