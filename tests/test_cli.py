@@ -518,6 +518,50 @@ def test_a_path_that_is_given_as_a_signer_is_mended(ghapp: Ghapp) -> None:
     assert done.err.endswith("ghapp: hint: --signer file:/k.pem\n")
 
 
+TWO_LEVELS = ("--permission", "contents=read", "--permission", "contents=write")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "status"),
+    [
+        (("token", "acme/rocket"), (), 2),
+        (("grant", "create", "acme/rocket"), (), 2),
+        (("app", "create", "bot"), (), 2),
+        (("setup", "--create"), (), 2),
+        (("exec", "acme/rocket"), ("--", "true"), 125),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_permission_has_one_level(ghapp: Ghapp, before: tuple[str, ...], after: tuple[str, ...], status: int) -> None:
+    done = ghapp(*before, *TWO_LEVELS, *after)
+
+    assert done.code == status
+    assert "contents=read contradicts contents=write" in done.err
+    twice = ghapp(*before, *TWO_LEVELS[:2], *TWO_LEVELS[:2], "--host", "?", *after)
+    assert "contradicts" not in twice.err
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "status"),
+    [
+        (("token", "acme/rocket"), (), 1),
+        (("grant", "create", "acme/rocket"), (), 1),
+        (("exec", "acme/rocket"), ("--", "true"), 125),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_host_that_no_app_is_for_is_told_without_a_daemon(
+    ghapp: Ghapp, directory: Path, before: tuple[str, ...], after: tuple[str, ...], status: int
+) -> None:
+    config.put_app(config.config_file(), {"name": "bot", "app_id": 1, "keys": ["file:/k.pem"]})
+
+    done = ghapp(*before, "--host", "evil.example", *after)
+
+    assert (done.code, done.out) == (status, "")
+    assert "ghapp: error: no app is registered for evil.example (E24)\nghapp: hint: ghapp app list\n" in done.err
+    assert not directory.exists()
+
+
 def test_without_an_app_it_says_so(ghapp: Ghapp, directory: Path) -> None:
     done = ghapp("token", "acme/rocket")
     assert (done.code, done.err) == (

@@ -16,11 +16,11 @@ from ghapp import autostart, config, paths
 from ghapp.cli import lent
 from ghapp.cli.daemon_client import ATTEMPTS, hold, started_error
 from ghapp.cli.grant import refuse_contradiction
-from ghapp.cli.host import check_host
-from ghapp.cli.output import FIRST, counted, hint, say, say_error, warn
+from ghapp.cli.host import check_host, require_app
+from ghapp.cli.output import counted, hint, say, say_error, warn
 from ghapp.cli.token import not_a_repository, parse_permissions, repository_of_origin
 from ghapp.credential import parse_repository
-from ghapp.errors import ConfigError, DaemonFailed, GhappError, GitConfigFailed
+from ghapp.errors import DaemonFailed, GhappError, GitConfigFailed
 from ghapp.grant import MAX_FORMER
 
 
@@ -198,8 +198,7 @@ def _run(
     for name in names:
         if parse_repository(name) is None:
             raise click.UsageError(not_a_repository(name))
-    if not config.load(config.config_file()).apps:
-        raise ConfigError("no app is registered", hint=FIRST)
+    require_app(host)
     session = Session(repositories=names, host=host, permissions=permissions or None, read_only=read_only)
     try:
         owners = dict.fromkeys([session.lent["owner"], *(name.partition("/")[0] for name in names)])

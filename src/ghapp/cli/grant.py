@@ -15,10 +15,10 @@ from click.shell_completion import CompletionItem
 from ghapp import config
 from ghapp.cli import lent
 from ghapp.cli.daemon_client import call, call_if_running
-from ghapp.cli.host import check_host
-from ghapp.cli.output import FIRST, Group, counted, hint, json_option, print_json, print_table, say, say_error, typed
+from ghapp.cli.host import check_host, require_app
+from ghapp.cli.output import Group, counted, hint, json_option, print_json, print_table, say, say_error, typed
 from ghapp.cli.token import not_a_repository, parse_permissions
-from ghapp.errors import ConfigError, GhappError, GrantRefused, UsageError
+from ghapp.errors import GhappError, GrantRefused, UsageError
 from ghapp.grant import DEFAULT_LIFE, MAX_LIFE, checked_name, patterns_of
 
 
@@ -167,8 +167,7 @@ def create(
     refuse_contradiction(permissions, read_only=read_only)
     if replace and name is None:
         raise click.UsageError("--replace needs --name")
-    if not config.load(config.config_file()).apps:
-        raise ConfigError("no app is registered", hint=FIRST)
+    require_app(host)
     try:
         found = call(
             "grant_create",

@@ -7,10 +7,10 @@ import click
 
 from ghapp import config
 from ghapp.cli.daemon_client import call
-from ghapp.cli.host import check_host
-from ghapp.cli.output import FIRST, json_option, print_json
+from ghapp.cli.host import check_host, require_app
+from ghapp.cli.output import json_option, print_json
 from ghapp.credential import Repository, normal_host, parse_repository
-from ghapp.errors import ConfigError, GitConfigFailed, UsageError
+from ghapp.errors import GitConfigFailed, UsageError
 
 
 _ADDRESS = re.compile(r"^(?:https?://[^/@]+/|(?:ssh://)?git@[^/:@]+[/:])")
@@ -18,12 +18,13 @@ _ADDRESS = re.compile(r"^(?:https?://[^/@]+/|(?:ssh://)?git@[^/:@]+[/:])")
 
 def parse_permissions(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
     """Turn ``contents=read`` into a map; a click callback."""
-    permissions = {}
+    permissions: dict[str, str] = {}
     for value in values:
         name, equals, level = value.partition("=")
         if not equals or not name or level not in {"read", "write", "admin"}:
             raise click.BadParameter(f"{value!r} is not NAME=read, NAME=write or NAME=admin")
-        permissions[name] = level
+        if permissions.setdefault(name, level) != level:
+            raise click.BadParameter(f"{name}={permissions[name]} contradicts {value}")
     return permissions
 
 
@@ -88,12 +89,12 @@ def token(
         parsed: Repository | None = parse_repository(name)
         if parsed is None:
             raise click.UsageError(not_a_repository(name))
-    if not config.load(config.config_file()).apps:
-        raise ConfigError("no app is registered", hint=FIRST)
+    host = host or config.GITHUB
+    require_app(host)
     found = call(
         "token",
         repositories=names,
-        host=host or config.GITHUB,
+        host=host,
         permissions=permissions or None,
         read_only=read_only,
     )
