@@ -159,6 +159,23 @@ async def test_the_tokens_of_daemons_before_end_with_the_command_too(
     assert len(github.mints) == 2
 
 
+async def test_no_more_tokens_are_handed_on_than_a_daemon_takes_and_those_the_last(
+    directory: Path, app: App, github: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del app
+    monkeypatch.setattr(command, "MAX_FORMER", 2)
+    async with running(directory):
+        session = await begin()
+        session.watch()
+    for number in (2, 3):
+        async with running(directory):
+            await soon(lambda number=number: len(github.mints) == number)  # type: ignore[misc]  # bound now
+            await soon(lambda: session._params["former"][-1] == github.mints[-1].token)
+            assert session._params["former"] == [mint.token for mint in github.mints[-2:]]
+            if number == 3:
+                assert await asyncio.to_thread(session.end) == (3, 0)
+
+
 SECRET = "ghs_" + "a1B2c3D4" * 5
 
 
