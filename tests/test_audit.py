@@ -369,7 +369,11 @@ def make_socket(path: Path) -> None:
         os.chdir(before)
 
 
-@pytest.mark.parametrize("make", [make_directory, os.mkfifo, make_socket])
+def make_link_to_itself(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize("make", [make_directory, os.mkfifo, make_socket, make_link_to_itself])
 def test_what_is_no_file_holds_up_neither_who_writes_nor_who_reads(
     trail: Audit,
     directory: Path,
@@ -435,7 +439,7 @@ def test_a_disk_without_room_loses_whole_lines_says_so_once_and_the_gap_is_in_th
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
 
 
-def test_no_place_for_the_trail_stops_nobody(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_place_for_the_trail_stops_nobody(directory: Path, ghapp: Ghapp, caplog: pytest.LogCaptureFixture) -> None:
     directory.parent.mkdir(parents=True, exist_ok=True)
     directory.write_bytes(b"")
     trail = Audit(directory, FakeClock())
@@ -444,6 +448,7 @@ def test_no_place_for_the_trail_stops_nobody(directory: Path, caplog: pytest.Log
     trail.close()
 
     assert caplog.text.count("the audit trail cannot be written") == 1
+    assert ghapp("log").err == "nothing was recorded yet\n"
 
 
 def test_a_sandbox_that_floods_a_slow_disk_costs_only_its_own_lines(
