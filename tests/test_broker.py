@@ -36,6 +36,7 @@ from ghapp.grant import ANY, Grant
 from ghapp.installation import ALL, Scope
 from ghapp.lease import Lease
 from ghapp.minting import SPARE, Order
+from ghapp.restraint import Restraint
 
 
 ONE = Repository("acme", "one")
@@ -937,6 +938,17 @@ async def test_while_one_app_is_limited_and_the_other_refuses_the_calls_have_a_l
         clock.advance(1)
 
     assert len(second.calls) <= 20 / 3 + 1
+
+
+def test_a_limit_that_is_told_after_its_end_is_not_remembered_for_longer() -> None:
+    """The lid was closed between GitHub's answer and ours, and another request has looked meanwhile."""
+    restraint, limit = Restraint(), RateLimited("wait", wait=60)
+    restraint.remember("app", limit, 0.0)
+    restraint.raise_remembered("app", 25_200.0)
+
+    restraint.remember_request("request", limit, 25_200.0)
+
+    restraint.raise_remembered("request", 25_200.0)
 
 
 async def test_of_two_apps_that_are_limited_the_first_that_is_free_again_is_asked_at_once(

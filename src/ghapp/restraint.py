@@ -158,7 +158,7 @@ class Restraint:
         if not isinstance(error, OF_THE_APP):
             self.remember(key, error, now)
             return
-        ends = [until for _, until in self._refusals.values() if until > now]
+        ends = [until for known, until in self._refusals.values() if known is error or until > now]
         self._keep(key, error, min([now + min(error.remember, Failed.remember), *ends]))
 
     def raise_remembered(self, key: Hashable, now: float) -> None:
@@ -167,7 +167,7 @@ class Restraint:
             error, until = book.get(key, (None, 0.0))
             if error is not None and now < until:
                 raise error.with_traceback(None)
-            book.pop(key, None)
+        self._failures.pop(key, None)  # not of an app: who is told of a refusal after its end has to know that end
 
     def __len__(self) -> int:
         return len(self._failures) + len(self._refusals)
