@@ -201,10 +201,12 @@ class Minting:
         self._recorder.record(action, OK, repository=name, lease=lease, seconds=self._clock.boot() - began)
         return lease
 
-    async def _mint_unnoted(self, order: "Order") -> Lease:
+    async def _mint_unnoted(self, order: "Order", *, until: float | None = None) -> Lease:
+        """Mint, and once more if the token's life went by while the machine slept: then `until` is when to give up."""
         issuer, scope = order.issuer, order.scope
         now, awake = self._clock.boot, asyncio.get_running_loop().time
-        end = awake() + self._flights.limit - SPARE
+        began = now() - awake()
+        end = awake() + self._flights.limit - SPARE if until is None else until
         self._restraint.raise_remembered(issuer.app.login, now())  # what is not sent is not counted
         pace = self._restraint.count_mint(scope, issuer.app.login, now(), scope.grant)
         will_probe = self._will_probe(order)
@@ -222,6 +224,8 @@ class Minting:
         if not wrong and will_probe:
             await self._prove(order, issued.token, min(self._probe_budget, end - awake()))
         if not wrong and ends - now() < LAST_RESORT:  # after the probe: the lid may have been closed meanwhile
+            if until is None and now() - awake() - began >= LAST_RESORT:
+                return await self._mint_unnoted(order, until=end)
             wrong = f"it ends in {ends - now():.0f} s"
         if wrong:
             pace.error = BadAnswer(
