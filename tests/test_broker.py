@@ -940,6 +940,23 @@ async def test_while_one_app_is_limited_and_the_other_refuses_the_calls_have_a_l
     assert len(second.calls) <= 20 / 3 + 1
 
 
+async def test_what_must_not_be_asked_for_a_moment_is_asked_as_soon_as_that_is_over(
+    broker: Broker, issuer: ScriptedIssuer, clock: FakeClock
+) -> None:
+    """A lease near its end, of a repository whose place is known for too long, while another's look-up was limited."""
+    issuer.life = 3720.0
+    first = await filled(broker)
+    clock.advance(3610)
+    issuer.errors["find_by_repository"] = [RateLimited("wait", wait=5)]
+    await refused(broker, ask("one", "other"))
+    clock.advance(2)
+    assert (await filled(broker)).token == first.token
+
+    clock.advance(4)
+
+    assert (await filled(broker)).token != first.token
+
+
 def test_a_limit_that_is_told_after_its_end_is_not_remembered_for_longer() -> None:
     """The lid was closed between GitHub's answer and ours, and another request has looked meanwhile."""
     restraint, limit = Restraint(), RateLimited("wait", wait=60)

@@ -51,8 +51,12 @@ class Lookups:
             self._routes.learn_failure(issuer.app, repository, self._clock.boot())
 
     def failed_lately(self, app: App, repository: Repository) -> bool:
-        """Tell whether GitHub could not be asked about `repository` within the last minute, nor has been since."""
-        return self._routes.failed_within(LATELY, app, repository, self._clock.boot())
+        """Tell whether GitHub could not be asked about `repository` within the last minute, nor has been since.
+
+        Or that it must not be asked now, which is over when it is over.
+        """
+        now = self._clock.boot()
+        return self._restraint.holds_off(app.login, now) or self._routes.failed_within(LATELY, app, repository, now)
 
     def could_not(self, issuer: TokenIssuer, repositories: Sequence[Repository]) -> bool:
         """Tell whether the app had no tokens for `repositories` when GitHub was last asked, however long ago."""
@@ -127,6 +131,7 @@ class Lookups:
     async def _look_up(self, issuer: TokenIssuer, repository: Repository) -> tuple[str, str]:
         app = issuer.app
         installation: Installation | None = None
+        self._restraint.raise_remembered(app.login, self._clock.boot())  # what is not asked is no failure
         try:
             place = await self._asking(issuer, lambda: issuer.find_by_repository(repository))
             if place is None:

@@ -169,6 +169,10 @@ class Restraint:
                 raise error.with_traceback(None)
         self._failures.pop(key, None)  # not of an app: who is told of a refusal after its end has to know that end
 
+    def holds_off(self, key: Hashable, now: float) -> bool:
+        """Tell whether whoever asks for `key` would be told what is remembered."""
+        return any(now < book[key][1] for book in (self._refusals, self._failures) if key in book)
+
     def __len__(self) -> int:
         return len(self._failures) + len(self._refusals)
 
