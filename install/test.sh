@@ -11,9 +11,9 @@
 set -eu
 
 # Budgets in seconds, on two cores; a machine of usual speed needs two thirds.
-LINT=90    # ruff, mypy, import-linter
+LINT=120   # ruff, mypy, import-linter
 UNIT=320   # tests/test_*.py, with coverage
-E2E=480    # tests/e2e: real git, installs, processes
+E2E=560    # tests/e2e: real git, installs, processes
 ALL=840    # everything together, setup included; what has not begun by then is skipped, and says so
 LAST=50    # for what has begun by then
 COVERAGE=95 # percent of lines and branches, by the unit tests alone
