@@ -129,6 +129,29 @@ def listener(path: Path | str, answer: Callable[[socket.socket], None]) -> Itera
         server.close()
 
 
+LISTENS_AS_NOBODY = """
+import os, socket, sys
+server = socket.socket(fileno=int(sys.argv[1]))
+os.setuid(65534)
+server.listen(16)  # the kernel keeps who listened, not who bound
+print("listens", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def listener_of_another_user(path: Path) -> Iterator[None]:
+    """Listen at `path` as nobody, who says nothing; only root can."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        command = [sys.executable, "-c", LISTENS_AS_NOBODY, str(server.fileno())]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, pass_fds=(server.fileno(),)) as nobody:
+            assert nobody.stdout is not None
+            assert nobody.stdout.readline() == b"listens\n"
+            yield
+
+
 def wait_for(event: threading.Event) -> None:
     event.wait(LIMIT)
 

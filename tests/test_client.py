@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fakes_process import LIMIT, end_daemon, git_cache, listener, saying, wait_for
+from fakes_process import LIMIT, end_daemon, git_cache, listener, listener_of_another_user, saying, wait_for
 
 from ghapp import client, paths, process
 
@@ -278,33 +278,12 @@ def test_the_systems_own_errors_are_explained_with_the_place(monkeypatch: pytest
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can listen as another user")
-def test_a_listener_of_another_user_is_not_asked(tmp_path: Path) -> None:
-    reader, writer = os.pipe()
-    server = socket.socket(socket.AF_UNIX)
-    server.bind(str(tmp_path / "s"))
-    pid = os.fork()
-    if pid == 0:
-        os.setuid(65534)
-        server.listen(1)  # the kernel keeps who listened, not who bound
-        os.write(writer, b"x")
-        server.accept()
-        os._exit(0)
-    os.read(reader, 1)
-
-    with pytest.raises(PermissionError, match=r"served by another user \(E44\)"):
+def test_a_listener_of_another_user_is_refused(tmp_path: Path) -> None:
+    with (
+        listener_of_another_user(tmp_path / "s"),
+        pytest.raises(PermissionError, match=r"served by another user \(E44\)"),
+    ):
         client.connect(str(tmp_path / "s"), LIMIT)
-
-    assert os.waitpid(pid, 0)[1] == 0
-    server.close()
-    os.close(reader)
-    os.close(writer)
-
-
-def test_a_listener_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with listener(tmp_path / "s", saying(ANSWER)):
-        monkeypatch.setattr(client, "peer_uid", lambda _: 65534)  # the kernel's answer; a real one needs two users
-        with pytest.raises(PermissionError, match=r"served by another user \(E44\)"):
-            client.connect(str(tmp_path / "s"), LIMIT)
 
 
 def test_macos_tells_the_peer_in_its_own_structure(monkeypatch: pytest.MonkeyPatch) -> None:
