@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import secrets
 import shlex
 import socket
 import stat
@@ -382,7 +383,7 @@ def test_the_address_where_the_browser_stopped_can_be_handed_in(
         reader, writer = os.pipe()
     else:
         # A file cannot be written after it was read to its end: so the state has to be known before.
-        monkeypatch.setattr("ghapp.loopback.secrets.token_urlsafe", lambda _size: "drawn")
+        monkeypatch.setattr(secrets, "token_urlsafe", lambda _size: "drawn")
         (tmp_path / "answer").write_text("\n\nhttp://127.0.0.1:1/x?code=c0de&state=drawn\n")
         reader, writer = os.open(tmp_path / "answer", os.O_RDONLY), os.open(os.devnull, os.O_WRONLY)
     with os.fdopen(reader, encoding="utf-8") as stdin, os.fdopen(writer, "wb", buffering=0) as pipe:
